@@ -1,0 +1,181 @@
+"""Forward + backward time and memory of each layer, as ratios to torch.nn.BatchNorm2d in the same run.
+
+Every measurement alternates the layer with nn.BatchNorm2d and keeps the median of the ratios, so that a machine
+whose speed drifts drifts for both. "kept" is what autograd holds for the backward, "peak" the most that is
+allocated at once during forward + backward, both without x and its incoming gradient.
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import math
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
+
+import cnlib
+
+SHAPES = ((8, 64, 8, 8), (32, 128, 16, 16), (64, 64, 32, 32), (128, 256, 8, 8), (256, 128, 32, 32))
+K = 3
+Step = Callable[[], None]
+
+
+class NaiveMixtureNorm(nn.Module):
+    """Eq. (3)-(4) word for word: K normalized copies of x, differentiated by autograd."""
+
+    def forward(self, x: Tensor, tau: Tensor) -> Tensor:
+        t, copies = tau[:, :, None, None], x[:, None].expand(-1, K, -1, -1, -1)
+        if tau.dim() == 2:
+            t = t[..., None]
+        axes, weight = (0, 3, 4), t / (t.expand(-1, -1, 1, *x.shape[2:]).sum((0, 3, 4), keepdim=True))
+        mean = (weight * copies).sum(axes, keepdim=True)
+        centered = copies - mean
+        var = (weight * centered.square()).sum(axes, keepdim=True)
+        prior = tau.mean(0).view(1, K, 1, 1, 1)
+        return (t / prior.sqrt() * centered / (var + 1e-5).sqrt()).sum(1)
+
+
+def authors_layer(channels: int) -> nn.Module | None:
+    """The authors' published ContextNorm (a BatchNorm per context); None where their package is not installed."""
+    try:
+        return importlib.import_module("pytorch-context-based-norm").ContextNorm(K)
+    except ImportError:
+        return None
+
+
+def layers(shape: tuple[int, ...], gradient: str) -> Iterator[tuple[str, nn.Module, tuple[Any, ...]]]:
+    """Name, layer and what its forward takes after x."""
+    n, c = shape[:2]
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(K, (n,), generator=generator)
+    tau = torch.rand(n, K, generator=generator).softmax(1)
+    g = {"gradient": gradient}
+    yield "BatchNorm", cnlib.BatchNorm(c, **g), ()
+    yield "LayerNorm", cnlib.LayerNorm(c, **g), ()
+    yield "InstanceNorm", cnlib.InstanceNorm(c, affine=True, **g), ()
+    yield "GroupNorm", cnlib.GroupNorm(8, c, **g), ()
+    yield "ContextNorm", cnlib.ContextNorm(c, K, **g), (ids,)
+    yield "MixtureNorm, given", cnlib.MixtureNorm(c, K, **g), (tau,)
+    yield "MixtureNorm, EM", cnlib.MixtureNorm(c, K, em_steps=2, **g), ()
+    if gradient == "autograd":
+        yield "MixtureNorm, naive K copies", NaiveMixtureNorm(), (tau,)
+        authors = authors_layer(c)
+        if authors is not None:
+            yield "authors' ContextNorm", authors, (ids,)
+
+
+def step_of(layer: nn.Module, x: Tensor, extra: tuple[Any, ...], grad: Tensor) -> Step:
+    authors = type(layer).__module__.startswith("pytorch-context")
+
+    def step() -> None:
+        y = layer((x, *extra)) if authors else layer(x, *extra)
+        y.backward(grad)
+        x.grad = None
+
+    return step
+
+
+def seconds(step: Step) -> float:
+    start = time.perf_counter()
+    step()
+    return time.perf_counter() - start
+
+
+def time_ratio(step: Step, reference: Step, budget: float) -> tuple[float, float]:
+    """Median of paired ratios step / reference, and the median reference time in ms."""
+    for _ in range(3):
+        step(), reference()
+    pair = seconds(step) + seconds(reference)
+    rounds = max(5, min(400, int(budget / pair)))
+    pairs = [(seconds(step), seconds(reference)) for _ in range(rounds)]
+    return statistics.median(a / b for a, b in pairs), 1e3 * statistics.median(b for _, b in pairs)
+
+
+def kept_bytes(forward: Callable[[], Tensor], x: Tensor) -> int:
+    """Bytes of the storages autograd holds after the forward, without x itself."""
+    storages: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        storages[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        y = forward()
+    storages.pop(x.untyped_storage().data_ptr(), None)
+    del y
+    return sum(storages.values())
+
+
+def peak_bytes(step: Step) -> int:
+    """The most that is allocated at once while ``step`` runs."""
+    gc.collect()
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as trace:
+        step()
+    held = peak = 0
+    events = [e for e in trace.profiler.kineto_results.events() if e.name() == "[memory]"]
+    for event in sorted(events, key=lambda e: e.start_ns()):
+        held += event.nbytes()
+        peak = max(peak, held)
+    return peak
+
+
+def run(budget: float = 1.0, shapes: tuple[tuple[int, ...], ...] = SHAPES) -> list[dict[str, Any]]:
+    """One row a layer, mode and shape. budget: seconds of timing for each."""
+    rows = []
+    for shape in shapes:
+        torch.manual_seed(0)
+        x, grad = torch.randn(shape, requires_grad=True), torch.randn(shape)
+        native = nn.BatchNorm2d(shape[1])
+        reference = step_of(native, x, (), grad)
+        native_kept, native_peak = kept_bytes(lambda: native(x), x), peak_bytes(reference)  # noqa: B023
+        for gradient in ("manual", "autograd"):
+            for compiled in (False, True):
+                for name, layer, extra in layers(shape, gradient):
+                    if compiled and ("naive" in name or "authors" in name):
+                        continue
+                    torch.compiler.reset()
+                    run_layer = torch.compile(layer) if compiled else layer
+                    step = step_of(run_layer, x, extra, grad)
+                    ratio, native_ms = time_ratio(step, reference, budget)
+                    authors = "authors" in name
+                    forward = lambda: run_layer((x, *extra)) if authors else run_layer(x, *extra)  # noqa: E731, B023
+                    rows.append(
+                        {
+                            "layer": name,
+                            "gradient": gradient,
+                            "compiled": compiled,
+                            "shape": list(shape),
+                            "time_ratio": ratio,
+                            "native_ms": native_ms,
+                            "kept_bytes": kept_bytes(forward, x),
+                            "native_kept_bytes": native_kept,
+                            "peak_ratio": peak_bytes(step) / native_peak,
+                        }
+                    )
+    return rows
+
+
+def summarize(rows: list[dict[str, Any]]) -> str:
+    """Geometric means of the time ratios over the shapes, one line a layer and mode."""
+    shapes = list(dict.fromkeys(tuple(row["shape"]) for row in rows))
+    head = [f"{'x'.join(map(str, s)):>14}" for s in shapes]
+    lines = [f"{'time / nn.BatchNorm2d':<46}{''.join(head)}{'geo. mean':>11}{'kept':>10}{'peak':>7}"]
+    modes = dict.fromkeys((r["compiled"], r["gradient"], r["layer"]) for r in rows)
+    for compiled, gradient, layer in sorted(modes):
+        cells = [r for r in rows if (r["compiled"], r["gradient"], r["layer"]) == (compiled, gradient, layer)]
+        ratios = [c["time_ratio"] for c in cells]
+        label = f"{layer}, {gradient}, {'compiled' if compiled else 'eager'}"
+        extra = max(c["kept_bytes"] - c["native_kept_bytes"] for c in cells) / 1024
+        peak = statistics.geometric_mean(c["peak_ratio"] for c in cells)
+        mean = math.exp(statistics.fmean(map(math.log, ratios)))
+        line = "".join(f"{r:>14.2f}" for r in ratios)
+        lines.append(f"{label:<46}{line}{mean:>11.2f}{extra:>+8.0f} K{peak:>7.2f}")
+    lines.append("kept: most kept for the backward beyond nn.BatchNorm2d over the shapes; peak: ratio, geometric mean")
+    return "\n".join(lines)

@@ -1,0 +1,45 @@
+"""Batch, mixture and context normalization from scratch, and what it takes to study them.
+
+Importing the package needs numpy and torch only.
+"""
+
+from importlib import import_module
+from typing import Any
+
+from cnlib import functional
+from cnlib.norm import (
+    BatchNorm,
+    ContextNorm,
+    GroupNorm,
+    InstanceNorm,
+    LayerNorm,
+    MixtureNorm,
+    convert,
+    use_context,
+)
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "BatchNorm",
+    "ContextNorm",
+    "GaussianMixture",
+    "GroupNorm",
+    "InstanceNorm",
+    "LayerNorm",
+    "MixtureNorm",
+    "convert",
+    "functional",
+    "use_context",
+]
+
+_LATER = ("contexts", "data", "experiments", "gmm", "models", "plots", "results", "training")
+
+
+def __getattr__(name: str) -> Any:
+    """Submodules, and what needs them, load on first use: the layers alone import in no time."""
+    if name == "GaussianMixture":
+        return import_module("cnlib.gmm").GaussianMixture
+    if name in _LATER:
+        return import_module(f"cnlib.{name}")
+    raise AttributeError(f"module 'cnlib' has no attribute {name!r}")

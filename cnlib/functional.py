@@ -1,0 +1,5 @@
+"""The normalizations as pure functions: no parameters, no running moments."""
+
+from cnlib.norm import batch_norm, context_norm, context_norm_plus, mixture_norm, responsibilities
+
+__all__ = ["batch_norm", "context_norm", "context_norm_plus", "mixture_norm", "responsibilities"]

@@ -1,0 +1,23 @@
+"""Normalization layers from scratch: each file holds a method's forward, its gradient by hand, and its module."""
+
+from cnlib.norm.batch import BatchNorm, batch_norm
+from cnlib.norm.context import ContextNorm, context_norm, context_norm_plus
+from cnlib.norm.family import GroupNorm, InstanceNorm, LayerNorm
+from cnlib.norm.mixture import MixtureNorm, mixture_norm, responsibilities
+from cnlib.norm.placement import convert, use_context
+
+__all__ = [
+    "BatchNorm",
+    "ContextNorm",
+    "GroupNorm",
+    "InstanceNorm",
+    "LayerNorm",
+    "MixtureNorm",
+    "batch_norm",
+    "context_norm",
+    "context_norm_plus",
+    "convert",
+    "mixture_norm",
+    "responsibilities",
+    "use_context",
+]

@@ -1,0 +1,120 @@
+"""Checks of what reaches a layer, and the two arithmetic helpers all layers share.
+
+Every message says what came, what was expected and what to do about it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+GRADIENTS = ("manual", "autograd")
+
+
+def check_gradient(gradient: str) -> str:
+    if gradient not in GRADIENTS:
+        raise ValueError(f"gradient={gradient!r}: expected one of {GRADIENTS}")
+    return gradient
+
+
+def check_positive(**counts: int) -> None:
+    for name, value in counts.items():
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise ValueError(f"{name}={value!r}: expected an integer of at least 1")
+
+
+def check_input(x: Tensor, num_features: int | None, who: str) -> None:
+    """x must be a real floating tensor of shape (N, C) or (N, C, *)."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{who}: x is a {type(x).__name__}, expected a torch.Tensor")
+    if not x.is_floating_point():
+        raise TypeError(f"{who}: x has type {x.dtype}, expected a real floating type; convert it with x.float()")
+    if x.dim() < 2:
+        raise ValueError(f"{who}: x has shape {tuple(x.shape)}, expected (N, C) or (N, C, *)")
+    if num_features is not None and x.shape[1] != num_features:
+        raise ValueError(
+            f"{who}: x has {x.shape[1]} channels on axis 1 (shape {tuple(x.shape)}), expected {num_features}"
+        )
+
+
+def check_values(ok: Tensor, message: Callable[[], str]) -> None:
+    """Raise ValueError unless the 0-dim boolean ``ok`` is true.
+
+    Reading a value would break a compiled graph, so there the check becomes part of the graph; on the meta
+    device there are no values to check.
+    """
+    if ok.device.type == "meta":
+        return
+    if torch.compiler.is_compiling():
+        torch._assert_async(ok, "cnlib: a value is out of range; run once without torch.compile to see which")
+    elif not bool(ok):
+        raise ValueError(message())
+
+
+def check_context(context: Tensor | None, x: Tensor, num_contexts: int, who: str) -> Tensor:
+    """The context must be (N,) integer ids in [0, num_contexts) on the device of x."""
+    wanted = f"expected an integer tensor of shape ({x.shape[0]},) with ids in [0, {num_contexts})"
+    if context is None:
+        raise ValueError(
+            f"{who}: no context was given; {wanted}. Pass it as layer(x, context), "
+            "or run the model inside `with cnlib.use_context(model, context):`"
+        )
+    if not isinstance(context, Tensor):
+        raise TypeError(f"{who}: the context is a {type(context).__name__}; {wanted}")
+    if context.is_floating_point() or context.is_complex() or context.dtype == torch.bool:
+        raise TypeError(f"{who}: the context has type {context.dtype}; {wanted}")
+    if context.shape != x.shape[:1]:
+        raise ValueError(f"{who}: the context has shape {tuple(context.shape)}; {wanted}")
+    if context.device != x.device:
+        raise ValueError(f"{who}: the context is on {context.device} and x on {x.device}; move it with context.to(x.device)")
+    check_values(
+        ((context >= 0) & (context < num_contexts)).all(),
+        lambda: f"{who}: the context ids run from {int(context.min())} to {int(context.max())}; {wanted}",
+    )
+    return context.long()
+
+
+def check_moments(mean: Tensor, var: Tensor, num_features: int, who: str) -> None:
+    """mean and var must be (T, C) on one device, and no variance negative."""
+    if mean.dim() != 2 or mean.shape != var.shape or mean.shape[1] != num_features:
+        raise ValueError(
+            f"{who}: mean has shape {tuple(mean.shape)} and var {tuple(var.shape)}, expected both (T, {num_features})"
+        )
+    check_values((var >= 0).all(), lambda: f"{who}: var holds {float(var.min()):g}, expected variances of at least 0")
+
+
+def check_priors(priors: Tensor, num_components: int, who: str) -> None:
+    """priors must be (K,), non-negative and sum to 1."""
+    if priors.shape != (num_components,):
+        raise ValueError(f"{who}: priors have shape {tuple(priors.shape)}, expected ({num_components},)")
+    check_values(
+        (priors >= 0).all() & ((priors.sum() - 1).abs() < 1e-3),
+        lambda: f"{who}: priors {priors.tolist()} sum to {float(priors.sum()):g}, expected non-negative values that sum to 1",
+    )
+
+
+def check_responsibilities(tau: Tensor, x: Tensor, num_components: int | None, who: str) -> None:
+    """tau must be (N, K), one row a sample, or (N, K, *), one row a position."""
+    k = "K" if num_components is None else str(num_components)
+    sample, position = f"({x.shape[0]}, {k})", f"({x.shape[0]}, {k}, *{tuple(x.shape[2:])})"
+    shape_ok = tau.dim() >= 2 and tau.shape[0] == x.shape[0] and (tau.dim() == 2 or tau.shape[2:] == x.shape[2:])
+    if not shape_ok or (num_components is not None and tau.shape[1] != num_components):
+        raise ValueError(f"{who}: responsibilities have shape {tuple(tau.shape)}, expected {sample} or {position}")
+    if not tau.is_floating_point():
+        raise TypeError(f"{who}: responsibilities have type {tau.dtype}, expected a real floating type")
+    if tau.device != x.device:
+        raise ValueError(f"{who}: responsibilities are on {tau.device} and x on {x.device}; move them with .to(x.device)")
+
+
+def widen(x: Tensor) -> Tensor:
+    """x in the type statistics are computed in: float32 for the half types, its own type otherwise."""
+    return x if x.dtype in (torch.float32, torch.float64) else x.float()
+
+
+def affine(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    """x * scale + shift. Overwrites x where nobody will differentiate through it: the callers own x."""
+    if torch.is_grad_enabled() and (x.requires_grad or scale.requires_grad or shift.requires_grad):
+        return x * scale + shift
+    return x.mul_(scale).add_(shift)

@@ -1,0 +1,235 @@
+"""Context normalization (Faye et al. 2023), eq. (5)-(7) of the French CN paper, (8)-(9) of the ICDM paper.
+
+Chapter 6. The printed gradient with respect to the variance is wrong in both papers; see the errata page.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cnlib.norm._checks import check_context, check_gradient, check_input, check_moments, check_positive, widen
+from cnlib.norm.mixture import mixture_norm, responsibilities
+
+ENCODERS = ("table", "linear", "embedder")
+INFERENCE = ("cn", "cn+")
+
+
+def context_standardize(
+    x: Tensor, context: Tensor, mean: Tensor, var: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
+) -> Tensor:
+    """Eq. (5) / (8) and an affine map. x: (N, C, L); context: (N,); mean, var: (T, C); weight, bias: (C,)."""
+    scale = (var + eps).rsqrt()
+    if weight is not None:
+        scale = scale * weight
+    y = (widen(x) - mean[context].unsqueeze(2)) * scale[context].unsqueeze(2)
+    if bias is not None:
+        y = y + bias[:, None]
+    return y.to(x.dtype)
+
+
+class ContextStandardize(torch.autograd.Function):
+    """``context_standardize`` with its gradient by hand. With h = g * weight, r_r = (v_r + eps)^(-1/2), and sums over the
+    samples of context r and their positions:
+
+        dl/dx   = h r_r
+        dl/dm_r = - r_r sum h
+        dl/dv_r = - 1/2 r_r^3 sum h (x - m_r)
+
+    Both papers print (m_r + x) / (2 (v_r + eps)^(3/2)) for the last: without dl/dx-hat, and with the wrong sign of x.
+    """
+
+    @staticmethod
+    def forward(ctx, x, context, mean, var, weight, bias, eps):  # type: ignore[no-untyped-def]
+        ctx.save_for_backward(x, context, mean, var, weight)
+        ctx.eps = eps
+        return context_standardize(x, context, mean, var, weight, bias, eps)
+
+    @staticmethod
+    def backward(ctx, g):  # type: ignore[no-untyped-def]
+        x, context, mean, var, weight = ctx.saved_tensors
+        g, rstd = widen(g), (var + ctx.eps).rsqrt()
+        sum_g = g.sum(2)  # (N, C): a sample has one context, so its positions can be summed first
+        sum_gc = (g * (widen(x) - mean[context].unsqueeze(2))).sum(2)
+        d_weight = d_bias = None
+        if weight is not None:
+            d_weight, d_bias = (sum_gc * rstd[context]).sum(0), sum_g.sum(0)
+            sum_g, sum_gc = sum_g * weight, sum_gc * weight
+        by_context = torch.zeros_like(mean)
+        d_mean = -rstd * by_context.index_add(0, context, sum_g)
+        d_var = -0.5 * rstd**3 * by_context.index_add(0, context, sum_gc)
+        d_x = g * (rstd if weight is None else rstd * weight)[context].unsqueeze(2)
+        return d_x.to(x.dtype), None, d_mean, d_var, d_weight, d_bias, None
+
+
+def normalize_context(
+    x: Tensor,
+    context: Tensor,
+    mean: Tensor,
+    var: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    gradient: str,
+) -> Tensor:
+    """``context_standardize`` on (N, C, *) inputs in any floating type."""
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    mean, var = mean.to(dtype), var.to(dtype)
+    if weight is not None and bias is not None:
+        weight, bias = weight.to(dtype), bias.to(dtype)
+    run = ContextStandardize.apply if gradient == "manual" else context_standardize
+    return run(x.reshape(*x.shape[:2], -1), context, mean, var, weight, bias, eps).reshape(x.shape)
+
+
+def context_norm(
+    x: Tensor, context: Tensor, mean: Tensor, var: Tensor, eps: float = 1e-5, gradient: str = "manual"
+) -> Tensor:
+    """(x - mean_r) / sqrt(var_r + eps) with the mean and variance of each sample's context r.
+
+    x: (N, C) or (N, C, *); context: (N,) integer ids in [0, T); mean, var: (T, C), learned or given.
+    An affine map per context: nothing here looks at the batch. Returns the shape and type of x.
+    Raises ValueError / TypeError for a wrong shape, a negative variance, a missing or out-of-range id.
+    Source: eq. (5), French paper; (8), ICDM paper.
+    """
+    check_input(x, None, "context_norm")
+    check_moments(mean, var, x.shape[1], "context_norm")
+    context = check_context(context, x, mean.shape[0], "context_norm")
+    return normalize_context(x, context, mean, var, None, None, eps, check_gradient(gradient))
+
+
+def context_norm_plus(x: Tensor, mean: Tensor, var: Tensor, eps: float = 1e-5, gradient: str = "manual") -> Tensor:
+    """CN+: mixture normalization under the learned Gaussians of all T contexts, with priors 1/T.
+
+    x: (N, C) or (N, C, *); mean, var: (T, C). tau_r(x) is formed in log space over the channel vector at each
+    position; the moments are those of the batch under tau. Source: eq. (7), French paper; (9), ICDM paper.
+    """
+    check_input(x, None, "context_norm_plus")
+    check_moments(mean, var, x.shape[1], "context_norm_plus")
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    priors = x.new_full((mean.shape[0],), 1 / mean.shape[0], dtype=dtype)
+    tau = responsibilities(x, priors, mean, var, gradient)
+    return mixture_norm(x, tau, priors, eps, gradient)
+
+
+class ContextNorm(nn.Module):
+    """Context normalization over (N, C) or (N, C, *) inputs, one context id a sample.
+
+    forward(x, context): context (N,) integer ids in [0, num_contexts); without it, the one set by
+    ``cnlib.use_context``. Mean and log variance of each context are learned as weights are; they start at
+    mean 0 and variance 1, or from data with ``start_from``. sigma^2 = exp(s) stays positive where the papers'
+    affine form (eq. (6)) need not.
+
+    encoder: how (mean, log variance) follow from the one-hot id r.
+        "table"     a row of a table (Adaptive Context Normalization, ACN)
+        "linear"    W r + b (French paper, eq. (6); ACN-base)
+        "embedder"  W (W_r r + b_r) + b through a shared embedding (ICDM paper, Algorithm 1)
+    inference: "cn" normalizes with the sample's own context, "cn+" with all contexts as a mixture and no id
+    (Algorithm 3); only read in eval mode. affine: a per-channel scale and shift after it.
+
+    CN-Channels is this layer on images, ``ContextNorm(3, T)`` on (N, 3, H, W); CN-Patches is this layer on
+    patches or their embeddings, ``ContextNorm(D, T)`` on (N, D, patches).
+    Source: Algorithms 1-3 of both papers; eq. (5)-(7), French paper; (8)-(9), ICDM paper.
+    """
+
+    def __init__(
+        self,
+        num_features: int,
+        num_contexts: int,
+        eps: float = 1e-5,
+        encoder: str = "table",
+        affine: bool = False,
+        gradient: str = "manual",
+        *,
+        embedding_dim: int | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        check_positive(num_features=num_features, num_contexts=num_contexts)
+        if encoder not in ENCODERS:
+            raise ValueError(f"encoder={encoder!r}: expected one of {ENCODERS}")
+        self.num_features, self.num_contexts, self.eps = num_features, num_contexts, eps
+        self.encoder, self.affine, self.gradient = encoder, affine, check_gradient(gradient)
+        self.embedding_dim = num_features if embedding_dim is None else embedding_dim
+        self.inference = "cn"
+        self.name = ""  # the layer's place in its model, once use_context has seen it
+        self.given: Tensor | None = None  # set by use_context
+        at: dict[str, Any] = {"device": device, "dtype": dtype}
+        self.weight = nn.Parameter(torch.ones(num_features, **at)) if affine else None
+        self.bias = nn.Parameter(torch.zeros(num_features, **at)) if affine else None
+        if encoder == "table":
+            self.mean = nn.Parameter(torch.empty(num_contexts, num_features, **at))
+            self.log_var = nn.Parameter(torch.empty(num_contexts, num_features, **at))
+        else:
+            width = num_contexts
+            if encoder == "embedder":
+                check_positive(embedding_dim=self.embedding_dim)
+                self.embedder = nn.Linear(num_contexts, self.embedding_dim, **at)
+                width = self.embedding_dim
+            self.mean_encoder = nn.Linear(width, num_features, **at)
+            self.log_var_encoder = nn.Linear(width, num_features, **at)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Mean 0 and variance 1 in every context; affine map 1 and 0."""
+        if self.encoder == "embedder":
+            self.embedder.reset_parameters()  # not 0: the encoders behind it could not tell contexts apart
+        for name, parameter in self.named_parameters():
+            if not name.startswith("embedder"):
+                nn.init.constant_(parameter, 1.0 if name == "weight" else 0.0)
+
+    def moments(self) -> tuple[Tensor, Tensor]:
+        """Mean and variance of every context, (T, C) each, in float32 at least."""
+        if self.encoder == "table":
+            mean, log_var = self.mean, self.log_var
+        elif self.encoder == "linear":  # W onehot(r) + b for all r at once: the columns of W, plus b
+            mean = self.mean_encoder.weight.t() + self.mean_encoder.bias
+            log_var = self.log_var_encoder.weight.t() + self.log_var_encoder.bias
+        else:
+            with torch.autocast(self.embedder.weight.device.type, enabled=False):
+                alpha = self.embedder.weight.t() + self.embedder.bias
+                mean, log_var = self.mean_encoder(alpha), self.log_var_encoder(alpha)
+        return widen(mean), widen(log_var).exp()
+
+    @torch.no_grad()
+    def start_from(self, x: Tensor, context: Tensor) -> None:
+        """Set mean and variance of each context present to those of a first batch. Table encoder only.
+
+        x: (N, C) or (N, C, *), context: (N,). Contexts without two values keep theirs.
+        """
+        if self.encoder != "table":
+            raise ValueError(f"start_from needs encoder='table', this layer has {self.encoder!r}")
+        check_input(x, self.num_features, self.who())
+        context = check_context(context, x, self.num_contexts, self.who())
+        flat = widen(x).reshape(*x.shape[:2], -1)
+        for r in context.unique().tolist():
+            values = flat[context == r].transpose(0, 1).flatten(1)
+            if values.shape[1] > 1:
+                var, mean = torch.var_mean(values, 1, correction=0)
+                self.mean[r] = mean
+                self.log_var[r] = (var + self.eps).log()
+
+    def who(self) -> str:
+        return f"ContextNorm {self.name!r}" if self.name else f"ContextNorm({self.num_features}, {self.num_contexts})"
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        check_input(x, self.num_features, self.who())
+        if self.inference not in INFERENCE:
+            raise ValueError(f"{self.who()}: inference={self.inference!r}, expected one of {INFERENCE}")
+        mean, var = self.moments()
+        if not self.training and self.inference == "cn+":
+            y = context_norm_plus(x, mean, var, self.eps, self.gradient)
+            if self.weight is None or self.bias is None:
+                return y
+            shape = (1, -1) + (1,) * (x.dim() - 2)
+            return (y * self.weight.view(shape) + self.bias.view(shape)).to(x.dtype)
+        ids = check_context(self.given if context is None else context, x, self.num_contexts, self.who())
+        return normalize_context(x, ids, mean, var, self.weight, self.bias, self.eps, self.gradient)
+
+    def extra_repr(self) -> str:
+        return (
+            f"{self.num_features}, {self.num_contexts}, eps={self.eps}, encoder={self.encoder!r}, "
+            f"affine={self.affine}, inference={self.inference!r}, gradient={self.gradient!r}"
+        )

@@ -1,0 +1,397 @@
+"""Mixture normalization (Kalayeh & Shah 2019), eq. (3)-(4) of the French CN paper, (6)-(7) of the ICDM paper.
+
+The mixture lives in R^C: one of its samples is the channel vector at one position. Chapter 5.
+"""
+
+from __future__ import annotations
+
+from functools import reduce
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cnlib.norm._checks import (
+    affine,
+    check_gradient,
+    check_input,
+    check_moments,
+    check_positive,
+    check_priors,
+    check_responsibilities,
+    check_values,
+    widen,
+)
+
+# Everywhere below: x (N, C, L), tau (N, K, L) or (N, K, 1), one value a component and channel (K, C).
+
+
+def mix(tau: Tensor, values: Tensor) -> Tensor:
+    """sum_k tau_k values_k: (N, C, L). Never K copies of x: one matrix product, or one fused loop."""
+    if torch.compiler.is_compiling():  # written out, so that it fuses with whatever reads it
+        return reduce(torch.add, (tau[:, k, None] * values[k, :, None] for k in range(len(values))))
+    with torch.autocast(tau.device.type, enabled=False):
+        return torch.matmul(values.t(), tau)
+
+
+def collect(tau: Tensor, z: Tensor) -> Tensor:
+    """sum over samples and positions of tau_k z: (K, C)."""
+    if torch.compiler.is_compiling():
+        return torch.stack([(tau[:, k, None] * z).sum(-1).sum(0) for k in range(tau.shape[1])])
+    with torch.autocast(tau.device.type, enabled=False):
+        return torch.matmul(tau.expand(-1, -1, z.shape[-1]), z.transpose(1, 2)).sum(0)
+
+
+def mass(tau: Tensor, positions: int) -> Tensor:
+    """sum over samples and positions of tau: (K, 1)."""
+    return tau.sum((0, 2)).mul(positions // tau.shape[2]).unsqueeze(1)
+
+
+def invert(values: Tensor) -> Tensor:
+    """1 / values, and 0 where a component is empty: it then takes no part in anything."""
+    return torch.where(values > 0, 1 / values.clamp_min(torch.finfo(values.dtype).tiny), 0.0)
+
+
+def mixture_moments(x: Tensor, tau: Tensor) -> tuple[Tensor, Tensor]:
+    """E_B[tau-hat_k x] and E_B[tau-hat_k (x - m_k)^2], each (K, C).
+
+    The weights tau-hat_k = tau_k / sum_B tau_k sum to 1 over the batch: these expectations are sums.
+    """
+    inverse = invert(mass(tau, x.shape[2]))
+    mean = collect(tau, x) * inverse
+    rows = []
+    for k in range(len(mean)):  # one component at a time: exact where E[x^2] - m^2 is not, one copy of x
+        centered = x - mean[k, :, None]
+        rows.append(collect(tau[:, k : k + 1], centered * centered))
+    return mean, torch.cat(rows) * inverse
+
+
+def mixture_affine(
+    x: Tensor, tau: Tensor, priors: Tensor, mean: Tensor, var: Tensor, weight: Tensor, bias: Tensor, eps: float
+) -> Tensor:
+    """weight sum_k tau_k / sqrt(lambda_k) (x - m_k) / sqrt(v_k + eps) + bias, as A x + B from two ``mix``."""
+    scale = weight * component_scale(priors, var, eps)
+    center = (priors[:, None] * mean).sum(0)  # A (x - center) + B' keeps the digits that x far from 0 would cost
+    y = torch.addcmul(mix(tau, scale * (center - mean)), x - center[:, None], mix(tau, scale))
+    return y + bias[:, None]
+
+
+def component_scale(priors: Tensor, var: Tensor, eps: float) -> Tensor:
+    """1 / sqrt(lambda_k (v_k + eps)), (K, C)."""
+    return invert(priors).sqrt()[:, None] * (var + eps).rsqrt()
+
+
+def mixture_standardize(
+    x: Tensor, tau: Tensor, priors: Tensor, weight: Tensor, bias: Tensor, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Eq. (3)-(4) / (6)-(7) and an affine map: y like x, and the mean and variance of each component (K, C)."""
+    wide = widen(x)
+    mean, var = mixture_moments(wide, tau)
+    return mixture_affine(wide, tau, priors, mean, var, weight, bias, eps).to(x.dtype), mean, var
+
+
+class MixtureStandardize(torch.autograd.Function):
+    """``mixture_standardize`` with its gradient by hand, also through tau and the priors.
+
+    With a_k = lambda_k^(-1/2) (v_k + eps)^(-1/2), s_k = sum_B tau_k, h = g * weight, and sums over B:
+
+        dl/da_k      = q_k = sum h tau_k (x - m_k)
+        dl/dm_k      = - a_k sum h tau_k            (v_k does not move with m_k: sum tau_k (x - m_k) = 0)
+        dl/dv_k      = - 1/2 q_k a_k / (v_k + eps)
+        dl/dlambda_k = - 1/2 q_k a_k / lambda_k     summed over channels
+        dl/dx        = h sum_k tau_k a_k + sum_k tau_k (dl/dm_k + 2 (x - m_k) dl/dv_k) / s_k
+        dl/dtau_k    = sum_C [ h a_k (x - m_k) + ((x - m_k) dl/dm_k + ((x - m_k)^2 - v_k) dl/dv_k) / s_k ]
+    """
+
+    @staticmethod
+    def forward(ctx, x, tau, priors, weight, bias, eps):  # type: ignore[no-untyped-def]
+        y, mean, var = mixture_standardize(x, tau, priors, weight, bias, eps)
+        ctx.save_for_backward(x, tau, priors, weight, mean, var)
+        ctx.eps = eps
+        ctx.set_materialize_grads(False)
+        return y, mean, var
+
+    @staticmethod
+    def backward(ctx, g, g_mean, g_var):  # type: ignore[no-untyped-def]
+        x, tau, priors, weight, mean, var = ctx.saved_tensors
+        dtype, x = x.dtype, widen(x)
+        g = torch.zeros_like(x) if g is None else widen(g)
+        scale = component_scale(priors, var, ctx.eps)
+        inverse = invert(mass(tau, x.shape[2]))
+        center = (priors[:, None] * mean).sum(0)
+        shifted = x - center[:, None]
+        offset = mean - center
+
+        sum_g = collect(tau, g)
+        q = collect(tau, g * shifted) - offset * sum_g
+        d_weight, d_bias = (q * scale).sum(0), g.sum((0, 2))
+        sum_g, q = sum_g * weight, q * weight
+        d_mean = -scale * sum_g
+        d_var = -0.5 * q * scale / (var + ctx.eps)
+        if g_mean is not None:
+            d_mean = d_mean + g_mean
+        if g_var is not None:
+            d_var = d_var + g_var
+
+        d_x = d_tau = d_priors = None
+        by_mean, by_var, by_x = d_mean * inverse, d_var * inverse, scale * weight
+        if ctx.needs_input_grad[1]:
+            rows = []
+            for k in range(len(mean)):
+                centered = x - mean[k, :, None]
+                slope = g * by_x[k, :, None] + by_mean[k, :, None] + centered * by_var[k, :, None]
+                rows.append((centered * slope).sum(1, keepdim=True) - (by_var * var)[k].sum())
+            d_tau = torch.cat(rows, 1).sum_to_size(tau.shape)
+        if ctx.needs_input_grad[2]:
+            d_priors = -0.5 * (q * scale).sum(1) * invert(priors)
+        if ctx.needs_input_grad[0]:  # last: it may overwrite shifted
+            through_moments = affine(shifted, mix(tau, 2 * by_var), mix(tau, by_mean - 2 * by_var * offset))
+            d_x = torch.addcmul(through_moments, g, mix(tau, by_x)).to(dtype)
+        return d_x, d_tau, d_priors, d_weight, d_bias, None
+
+
+def log_joint(x: Tensor, priors: Tensor, mean: Tensor, var: Tensor) -> Tensor:
+    """log lambda_k + log N(x; m_k, diag v_k) up to the constant all components share: (N, K, L).
+
+    The squares are summed as they are, not expanded: |x|^2 - 2 x m + m^2 cancels far from 0.
+    """
+    tiny, floor = torch.finfo(x.dtype).tiny, torch.finfo(x.dtype).min
+    var = var.clamp_min(tiny)
+    constant = priors.clamp_min(tiny).log() - 0.5 * var.log().sum(1)
+    rows = []
+    for k in range(len(mean)):
+        centered = x - mean[k, :, None]
+        rows.append(constant[k] - 0.5 * (centered * centered * (1 / var)[k, :, None]).sum(1))
+    # far from every component all squares overflow: an equal floor keeps the softmax a probability
+    return torch.stack(rows, 1).clamp_min(floor)
+
+
+class Responsibilities(torch.autograd.Function):
+    """softmax_k of ``log_joint`` with its gradient by hand. h_k = tau_k (g_k - sum_j tau_j g_j):
+
+    dl/dx = - sum_k h_k (x - m_k) / v_k      dl/dm_k = sum h_k (x - m_k) / v_k
+    dl/dv_k = 1/2 sum h_k ((x - m_k)^2 / v_k^2 - 1 / v_k)      dl/dlambda_k = sum h_k / lambda_k
+    """
+
+    @staticmethod
+    def forward(ctx, x, priors, mean, var):  # type: ignore[no-untyped-def]
+        tau = log_joint(x, priors, mean, var).softmax(1)
+        ctx.save_for_backward(x, priors, mean, var, tau)
+        return tau
+
+    @staticmethod
+    def backward(ctx, g):  # type: ignore[no-untyped-def]
+        x, priors, mean, var, tau = ctx.saved_tensors
+        h = tau * (g - (tau * g).sum(1, keepdim=True))
+        center = (priors.unsqueeze(1) * mean).sum(0)
+        shifted, offset, precision = x - center[:, None], mean - center, 1 / var
+        total = mass(h, x.shape[2])
+        d_x = mix(h, precision * offset) - shifted * mix(h, precision)
+        d_mean = (collect(h, shifted) - offset * total) * precision
+        squares = []
+        for k in range(len(mean)):
+            centered = x - mean[k, :, None]
+            squares.append(collect(h[:, k : k + 1], centered * centered))
+        d_var = 0.5 * (torch.cat(squares) * precision - total) * precision
+        return d_x, total[:, 0] * invert(priors), d_mean, d_var
+
+
+def responsibilities(
+    x: Tensor, priors: Tensor, mean: Tensor, var: Tensor, gradient: str = "manual"
+) -> Tensor:
+    """tau_k(x) = p(k | x) under a mixture of diagonal Gaussians over the channel vector.
+
+    x: (N, C) or (N, C, *); priors: (T,); mean, var: (T, C). Returns (N, T) or (N, T, *), float32 at least,
+    computed in log space: at C = 128 the densities themselves underflow.
+    Raises ValueError for wrong shapes, negative variances, priors that do not sum to 1.
+    Source: the unnumbered definition of tau_k before eq. (3), French paper; after eq. (5), ICDM paper.
+    """
+    check_input(x, None, "responsibilities")
+    check_moments(mean, var, x.shape[1], "responsibilities")
+    check_priors(priors, mean.shape[0], "responsibilities")
+    wide = widen(x)
+    priors, mean, var = (t.to(wide.dtype) for t in (priors, mean, var))
+    flat = wide.reshape(*x.shape[:2], -1)
+    if check_gradient(gradient) == "manual":
+        tau = Responsibilities.apply(flat, priors, mean, var)
+    else:
+        tau = log_joint(flat, priors, mean, var).softmax(1)
+    return tau.reshape(x.shape[0], mean.shape[0], *x.shape[2:])
+
+
+def normalize_mixture(
+    x: Tensor, tau: Tensor, priors: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, gradient: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    """``mixture_standardize`` on (N, C, *) inputs in any floating type: y like x, mean and var (K, C)."""
+    c, dtype = x.shape[1], torch.promote_types(x.dtype, torch.float32)
+    weight = x.new_ones(c, dtype=dtype) if weight is None else weight.to(dtype)
+    bias = x.new_zeros(c, dtype=dtype) if bias is None else bias.to(dtype)
+    flat, tau = x.reshape(*x.shape[:2], -1), tau.to(dtype).reshape(*tau.shape[:2], -1)
+    run = MixtureStandardize.apply if gradient == "manual" else mixture_standardize
+    y, mean, var = run(flat, tau, priors.to(dtype), weight, bias, eps)
+    return y.reshape(x.shape), mean, var
+
+
+def mixture_norm(x: Tensor, responsibilities: Tensor, priors: Tensor, eps: float = 1e-5, gradient: str = "manual") -> Tensor:
+    """Normalize x with the weighted batch moments of each component, and mix the results.
+
+    x: (N, C) or (N, C, *); responsibilities tau: (N, K) or (N, K, *); priors lambda: (K,), summing to 1.
+    Gradients flow to all three. K = 1 is batch normalization. A component with no mass or prior 0 takes no part.
+    Source: eq. (3)-(4), French paper; (6)-(7), ICDM paper; expectations with normalized weights are sums.
+    """
+    check_input(x, None, "mixture_norm")
+    check_responsibilities(responsibilities, x, None, "mixture_norm")
+    check_priors(priors, responsibilities.shape[1], "mixture_norm")
+    return normalize_mixture(x, responsibilities, priors, None, None, eps, check_gradient(gradient))[0]
+
+
+@torch.no_grad()
+def seed_means(x: Tensor, num_components: int) -> Tensor:
+    """k-means++ on the channel vectors of x (N, C, L): means (K, C), each a vector of the batch."""
+    n, _, length = x.shape
+    distance = x.new_full((n, length), 1.0)
+    means: list[Tensor] = []
+    for _ in range(num_components):
+        # inverse-CDF draw; a tensor index keeps it inside a compiled graph
+        cumulative = distance.flatten().double().cumsum(0)
+        pick = torch.searchsorted(cumulative, torch.rand(1, device=x.device).double() * cumulative[-1])
+        pick = pick.clamp_max(n * length - 1)
+        means.append(x[pick // length, :, pick % length])
+        to_new = (x - means[-1][:, :, None]).square().sum(1)
+        distance = to_new if len(means) == 1 else torch.minimum(distance, to_new)
+    return torch.cat(means)
+
+
+class MixtureNorm(nn.Module):
+    """Mixture normalization with K components over (N, C) or (N, C, *) inputs.
+
+    forward(x) fits the mixture to this batch's activations: ``em_steps`` steps of EM from the running mixture,
+    which the first batch starts by k-means++. forward(x, responsibilities) takes tau (N, K) or (N, K, *) as
+    given, e.g. from a mixture fitted once on the data set. Training normalizes with the batch moments under
+    tau; gradients flow through them, and through tau where it is given; the EM fit is a constant. Evaluation
+    uses the running priors, means and variances (K, C), and tau under them where none is given.
+
+    Raises ValueError / TypeError as ``BatchNorm``, and for responsibilities of the wrong shape or sum.
+    Source: eq. (3)-(4), French CN paper; (6)-(7), ICDM paper; Kalayeh & Shah (2019).
+    """
+
+    running_prior: Tensor
+    running_mean: Tensor
+    running_var: Tensor
+    num_batches_tracked: Tensor
+
+    def __init__(
+        self,
+        num_features: int,
+        num_components: int = 3,
+        eps: float = 1e-5,
+        momentum: float = 0.1,
+        affine: bool = True,
+        gradient: str = "manual",
+        *,
+        em_steps: int = 2,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        check_positive(num_features=num_features, num_components=num_components, em_steps=em_steps)
+        self.num_features, self.num_components, self.eps = num_features, num_components, eps
+        self.momentum, self.affine, self.em_steps = momentum, affine, em_steps
+        self.gradient = check_gradient(gradient)
+        at: dict[str, Any] = {"device": device, "dtype": dtype}
+        k, c = num_components, num_features
+        self.weight = nn.Parameter(torch.ones(c, **at)) if affine else None
+        self.bias = nn.Parameter(torch.zeros(c, **at)) if affine else None
+        self.register_buffer("running_prior", torch.full((k,), 1 / k, **at))
+        self.register_buffer("running_mean", torch.zeros(k, c, **at))
+        self.register_buffer("running_var", torch.ones(k, c, **at))
+        self.register_buffer("num_batches_tracked", torch.tensor(0, device=device))
+        self.started = False  # Python's copy of num_batches_tracked > 0: a branch a compiled graph can take
+        self.given: Tensor | None = None  # set by use_context
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        tracked = state_dict.get(prefix + "num_batches_tracked")
+        if tracked is not None and tracked.device.type != "meta":
+            self.started = bool(tracked > 0)
+
+    def forward(self, x: Tensor, responsibilities: Tensor | None = None) -> Tensor:
+        check_input(x, self.num_features, "MixtureNorm")
+        given = self.given if responsibilities is None else responsibilities
+        if given is not None:
+            check_responsibilities(given, x, self.num_components, "MixtureNorm")
+            check_values(
+                ((given.sum(1) - 1).abs() < 1e-2).all() & (given > -1e-3).all(),
+                lambda: "MixtureNorm: responsibilities must be non-negative and sum to 1 over the components (axis 1)",
+            )
+        m = x.numel() // self.num_features
+        if self.training and m < 2:
+            raise ValueError(
+                f"MixtureNorm: shape {tuple(x.shape)} has {m} value per channel, expected at least 2. "
+                "Use a larger batch, or call .eval()"
+            )
+        return self._train(x, given) if self.training else self._evaluate(x, given)
+
+    def _train(self, x: Tensor, given: Tensor | None) -> Tensor:
+        wide = widen(x)
+        tau = self._fit(wide.detach()) if given is None else given.to(wide.dtype)
+        priors = tau.transpose(0, 1).flatten(1).mean(1)
+        y, mean, var = normalize_mixture(x, tau, priors, self.weight, self.bias, self.eps, self.gradient)
+        self._update_running(priors, mean, var, x.numel() // self.num_features)
+        return y
+
+    @torch.no_grad()
+    def _fit(self, x: Tensor) -> Tensor:
+        """tau (N, K, *) after em_steps of EM; the last M-step is the normalization's own moments."""
+        flat = x.reshape(*x.shape[:2], -1)
+        if self.started:
+            buffers = (self.running_prior, self.running_mean, self.running_var)
+            priors, mean, var = (b.to(x.dtype) for b in buffers)
+        else:
+            mean = seed_means(flat, self.num_components)
+            var = flat.var((0, 2), correction=0).expand_as(mean)
+            priors = torch.full_like(mean[:, 0], 1 / self.num_components)
+        for step in range(self.em_steps):
+            if step:
+                priors, mean, var = em_step(flat, tau, mean, var)
+            tau = log_joint(flat, priors, mean, var + self.eps).softmax(1)
+        return tau.reshape(x.shape[0], self.num_components, *x.shape[2:])
+
+    @torch.no_grad()
+    def _update_running(self, priors: Tensor, mean: Tensor, var: Tensor, m: int) -> None:
+        self.num_batches_tracked.add_(1)
+        # The first batch replaces the arbitrary start: the means name the components for all later batches.
+        rate = self.momentum if self.started else 1.0
+        # An empty component has no moments in this batch; it keeps those it had.
+        alive = (priors > 0).unsqueeze(1)
+        count = (priors * m).unsqueeze(1)
+        unbiased = var * torch.where(count > 1.5, count / (count - 1).clamp_min(0.5), 1.0)
+        for running, batch in ((self.running_mean, mean), (self.running_var, unbiased)):
+            running.copy_(torch.where(alive, running + rate * (batch - running), running))
+        self.running_prior.copy_(self.running_prior + rate * (priors - self.running_prior))
+        self.started = True
+
+    def _evaluate(self, x: Tensor, given: Tensor | None) -> Tensor:
+        wide = widen(x)
+        priors, mean, var = (b.to(wide.dtype) for b in (self.running_prior, self.running_mean, self.running_var))
+        flat = wide.reshape(*x.shape[:2], -1)
+        if given is None:
+            tau = log_joint(flat, priors, mean, var + self.eps).softmax(1)
+        else:
+            tau = given.to(wide.dtype).reshape(*given.shape[:2], -1)
+        weight = torch.ones_like(mean[0]) if self.weight is None else self.weight.to(wide.dtype)
+        bias = torch.zeros_like(mean[0]) if self.bias is None else self.bias.to(wide.dtype)
+        return mixture_affine(flat, tau, priors, mean, var, weight, bias, self.eps).reshape(x.shape).to(x.dtype)
+
+    def extra_repr(self) -> str:
+        return (
+            f"{self.num_features}, num_components={self.num_components}, eps={self.eps}, momentum={self.momentum}, "
+            f"affine={self.affine}, em_steps={self.em_steps}, gradient={self.gradient!r}"
+        )
+
+
+def em_step(x: Tensor, tau: Tensor, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """M-step from tau (N, K, L): priors (K,), means and variances (K, C); an empty component stays put."""
+    total = mass(tau, x.shape[2])
+    new_mean, new_var = mixture_moments(x, tau)
+    return (total / total.sum())[:, 0], torch.where(total > 0, new_mean, mean), torch.where(total > 0, new_var, var)

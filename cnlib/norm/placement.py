@@ -1,0 +1,114 @@
+"""Layers inside models: contexts for deep layers, and norm layers swapped by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from fnmatch import fnmatchcase
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cnlib.norm.batch import Norm
+from cnlib.norm.context import ContextNorm
+from cnlib.norm.mixture import MixtureNorm
+
+NORMS = (Norm, MixtureNorm, ContextNorm, nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
+
+
+@contextmanager
+def use_context(model: nn.Module, ids: Tensor | None = None, responsibilities: Tensor | None = None) -> Iterator[None]:
+    """Give every ContextNorm in ``model`` the context ids, and every MixtureNorm the responsibilities, of a batch.
+
+        with cnlib.use_context(model, ids):
+            loss = criterion(model(x), y)
+
+    ids: (N,) integers; responsibilities: (N, K), or None to let MixtureNorm fit each batch. The model's forward
+    needs no extra argument, so this works through nn.Sequential, torch.compile and DistributedDataParallel;
+    nn.DataParallel splits both over its replicas as it splits x. Blocks nest; on leaving, the former values
+    are back. Keep the backward pass inside when activations are recomputed in it (checkpointing).
+    """
+    for name, value in (("ids", ids), ("responsibilities", responsibilities)):
+        if value is not None and not isinstance(value, Tensor):
+            raise TypeError(f"use_context: {name} is a {type(value).__name__}, expected a torch.Tensor")
+    former = _give(model, ids, responsibilities)
+    hooks = []
+    for module in model.modules():
+        if isinstance(module, nn.DataParallel):
+            # the batch is split along with the inputs only if it travels with them, as keyword arguments
+            given = {"_ids": ids, "_responsibilities": responsibilities}
+            hooks.append(module.register_forward_pre_hook(lambda _, a, k, given=given: (a, k | given), with_kwargs=True))
+            hooks.append(module.module.register_forward_pre_hook(_take, with_kwargs=True))
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for layer, value in former:
+            layer.given = value
+
+
+def _give(model: nn.Module, ids: Tensor | None, responsibilities: Tensor | None) -> list[tuple[Any, Tensor | None]]:
+    former: list[tuple[Any, Tensor | None]] = []
+    for name, layer in model.named_modules():
+        if isinstance(layer, ContextNorm | MixtureNorm):
+            former.append((layer, layer.given))
+            layer.given = ids if isinstance(layer, ContextNorm) else responsibilities
+        if isinstance(layer, ContextNorm):
+            layer.name = name.replace("_orig_mod.", "")  # torch.compile's wrapper is not part of the user's name
+    return former
+
+
+def _take(replica: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """Runs on each replica: its part of the batch arrives as keyword arguments and goes to its own layers."""
+    _give(replica, kwargs.pop("_ids", None), kwargs.pop("_responsibilities", None))
+    return args, kwargs
+
+
+def convert(model: nn.Module, factories: Mapping[str, Callable[[int], nn.Module]]) -> nn.Module:
+    """Swap norm layers by name, in place, and return the model.
+
+        cnlib.convert(resnet, {"bn1": cnlib.BatchNorm, "layer3.*": lambda c: cnlib.ContextNorm(c, 3)})
+
+    A key is a layer's name as in ``model.named_modules()``, or a pattern (``*``, ``?``) over the names of norm
+    layers; the last key that fits wins. A factory gets the number of channels. The new layer takes over device,
+    type and train/eval mode, and the parameters and buffers where both layers have the same ones.
+    Raises ValueError for a key that fits no layer or a layer whose channels cannot be told. Source of the idea: timm.
+    """
+    layers = dict(model.named_modules())
+    plan: dict[str, Callable[[int], nn.Module]] = {}
+    for key, factory in factories.items():
+        names = [key] if key in layers else [n for n in _norms(layers) if fnmatchcase(n, key)]
+        if not names:
+            raise ValueError(f"convert: no layer is called {key!r}; norm layers here are {_norms(layers)}")
+        plan |= dict.fromkeys(names, factory)
+    swapped = {name: _replacement(name, layers[name], factory) for name, factory in plan.items()}
+    for name, new in swapped.items():  # only now: an error above leaves the model as it was
+        parent, _, child = name.rpartition(".")
+        if not name:
+            return new
+        setattr(layers[parent], child, new)
+    return model
+
+
+def _norms(layers: Mapping[str, nn.Module]) -> list[str]:
+    return [name for name, layer in layers.items() if isinstance(layer, NORMS)]
+
+
+def _replacement(name: str, old: nn.Module, factory: Callable[[int], nn.Module]) -> nn.Module:
+    shape = getattr(old, "normalized_shape", None)
+    channels = shape[0] if shape else getattr(old, "num_features", getattr(old, "num_channels", None))
+    if not isinstance(channels, int):
+        raise ValueError(f"convert: layer {name!r} is a {type(old).__name__}; its number of channels cannot be told")
+    new = factory(channels)
+    if not isinstance(new, nn.Module):
+        raise TypeError(f"convert: the factory for {name!r} returned a {type(new).__name__}, expected an nn.Module")
+    state = old.state_dict()
+    like = next((t for t in state.values() if t.is_floating_point()), None)
+    if like is not None:
+        new.to(device=like.device, dtype=like.dtype)
+    wanted = {key: value.shape for key, value in new.state_dict().items()}
+    if wanted == {key: value.shape for key, value in state.items()}:
+        new.load_state_dict(state)
+    return new.train(old.training)
