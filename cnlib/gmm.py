@@ -1,0 +1,288 @@
+"""Mixtures of Gaussians by maximum likelihood (expectation-maximization), on CPU and GPU.
+
+Dempster, Laird & Rubin 1977. Parameter names, the order of the steps, the stopping rule and the meaning of
+`reg_covar` are scikit-learn's, so that both reach the same numbers from the same start.
+"""
+
+import math
+import os
+import warnings
+from collections.abc import Iterator
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from cnlib.em import CollapsedError, Parameters, cholesky, make_step, normalize
+from cnlib.kmeans import Array, Samples, start
+from cnlib.npz import read_npz, write_npz
+
+COVARIANCES = ("full", "diag", "spherical", "tied")
+INITS = ("k-means++", "random", "k-means")
+SAVED = ("num_components", "covariance", "n_init", "tol", "max_iter", "reg_covar", "init", "seed", "chunk_size")
+FITTED = ("converged_", "n_iter_", "lower_bound_", "lower_bounds_")
+
+
+class GaussianMixture:
+    """Mixture of `num_components` Gaussians in R^D.
+
+    `x` is (N, D): a tensor or an array, float or integer (uint8 images need no float copy), memory-mapped or not.
+    It is read in chunks, so that memory does not grow with N beyond a few numbers per sample. Arithmetic and
+    parameters are float64 whatever the type of `x`; what is returned per sample is float64 for float64 data,
+    otherwise float32, on the device of `x`.
+
+    Args:
+        num_components: K.
+        covariance: "full", "diag", "spherical" or "tied".
+        n_init: number of starts; the one with the best likelihood is kept. One is enough if the start is given.
+        tol: stop when the mean log-likelihood per sample changes by less than this in one iteration.
+        max_iter: most iterations for each start; 0 keeps the start.
+        reg_covar: added to the diagonal of each covariance, in squared units of `x`. With 0 the likelihood never
+            decreases; with more it may, slightly, where a variance is of the order of reg_covar.
+        init: "k-means++" (greedy seeding, then each sample to its nearest seed), "k-means" (Lloyd's iterations in
+            between) or "random" (random responsibilities: all components start near the global mean).
+        weights_init, means_init, precisions_init: (K,), (K, D) and inverse covariances in the shape of
+            `covariances_`; each replaces that part of the start. Given means are also the seeds of the rest.
+        seed: of the starts. The same seed gives the same fit.
+        device: where to compute; None: where `x` is. MPS has no float64, so there the CPU computes.
+        chunk_size: samples at a time; None: as many as stay in the cache (CPU) or in about 128 MB (GPU).
+
+    Attributes after `fit` (tensors are float64, on the computing device):
+        weights_ (K,), means_ (K, D), covariances_: full (K, D, D), tied (D, D), diag (K, D), spherical (K,);
+        converged_, n_iter_; lower_bounds_: mean log-likelihood per sample at the start of each iteration, a list;
+        lower_bound_: the last of them.
+    """
+
+    weights_: Tensor
+    means_: Tensor
+    covariances_: Tensor
+
+    def __init__(
+        self,
+        num_components: int,
+        covariance: str = "full",
+        *,
+        n_init: int = 1,
+        tol: float = 1e-3,
+        max_iter: int = 100,
+        reg_covar: float = 1e-6,
+        init: str = "k-means++",
+        weights_init: Array | None = None,
+        means_init: Array | None = None,
+        precisions_init: Array | None = None,
+        seed: int = 0,
+        device: torch.device | str | None = None,
+        chunk_size: int | None = None,
+    ):
+        if covariance not in COVARIANCES:
+            raise ValueError(f"covariance must be one of {COVARIANCES}, got {covariance!r}")
+        if init not in INITS:
+            raise ValueError(f"init must be one of {INITS}, got {init!r}")
+        counts = {"num_components": num_components, "n_init": n_init, "chunk_size": chunk_size}
+        for name, value in counts.items():
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        for name, number in {"tol": tol, "max_iter": max_iter, "reg_covar": reg_covar}.items():
+            if not number >= 0:
+                raise ValueError(f"{name} must not be negative, got {number}")
+        self.num_components, self.covariance, self.init = num_components, covariance, init
+        self.n_init, self.tol, self.max_iter, self.reg_covar = n_init, tol, max_iter, reg_covar
+        self.weights_init, self.means_init, self.precisions_init = weights_init, means_init, precisions_init
+        self.seed, self.device, self.chunk_size = seed, device, chunk_size
+        self.converged_, self.n_iter_, self.lower_bound_ = False, 0, -math.inf
+        self.lower_bounds_: list[float] = []
+
+    def __repr__(self) -> str:
+        return f"GaussianMixture({self.num_components}, covariance={self.covariance!r}, seed={self.seed})"
+
+    @torch.no_grad()
+    def fit(self, x: Array) -> Self:
+        """Estimate the parameters from (N, D) samples.
+
+        Raises ValueError on nan or inf, and when a covariance is singular in spite of `reg_covar` (in every start).
+        Warns when the kept start did not converge or a component ended without samples."""
+        samples = self._samples(x)
+        center = samples.center()
+        scatter = samples.scatter(center) if self.covariance == "tied" else None
+        given = self._given(center)
+        generator = torch.Generator().manual_seed(self.seed)
+        fits, collapsed = [], None
+        for _ in range(1 if len(given) == 3 else self.n_init):
+            bounds: list[float] = []
+            try:
+                parameters = start(
+                    samples,
+                    center,
+                    scatter,
+                    given,
+                    num_components=self.num_components,
+                    covariance=self.covariance,
+                    reg_covar=self.reg_covar,
+                    init=self.init,
+                    generator=generator,
+                )
+                while len(bounds) < self.max_iter and not self._settled(bounds):
+                    bound, parameters = self._iterate(samples, parameters, scatter)
+                    bounds.append(bound)
+            except CollapsedError as error:
+                collapsed = error
+                continue
+            fits.append((bounds[-1] if bounds else -math.inf, bounds, parameters))
+        if not fits:
+            assert collapsed is not None
+            raise collapsed
+        self.lower_bound_, self.lower_bounds_, best = max(fits, key=lambda fit: fit[0])
+        self.n_iter_, self.converged_ = len(self.lower_bounds_), self._settled(self.lower_bounds_)
+        self.weights_, self.means_, self.covariances_ = best.weights, best.means + center, best.covariances
+        self._warn(len(samples))
+        return self
+
+    def _settled(self, bounds: list[float]) -> bool:
+        return len(bounds) > 1 and abs(bounds[-1] - bounds[-2]) < self.tol
+
+    def _iterate(self, samples: Samples, old: Parameters, scatter: Tensor | None) -> tuple[float, Parameters]:
+        """One EM iteration; the mean log-likelihood is that of the old parameters."""
+        step = make_step(old, self.covariance, self.reg_covar, scatter)
+        total = torch.zeros_like(old.weights[0])
+        for _, chunk in samples.chunks():
+            logits = step.log_joint(chunk)
+            total += normalize(logits).sum()
+            step.accumulate(logits)
+        bound = float(total) / len(samples)
+        if not math.isfinite(bound):
+            raise ValueError(f"the mean log-likelihood is {bound}: rescale x, its squares overflow float64")
+        return bound, step.maximize()
+
+    def _warn(self, num_samples: int) -> None:
+        empty = (self.weights_ * num_samples < 1e-6).nonzero().flatten().tolist()
+        if empty:
+            text = f"component(s) {empty} hold no samples: x has fewer groups than num_components={self.num_components}"
+            warnings.warn(f"{text}, or try another seed", RuntimeWarning, stacklevel=4)
+        if self.max_iter and not self.converged_:
+            text = f"EM did not reach tol={self.tol} in max_iter={self.max_iter} iterations: increase one of them"
+            warnings.warn(text, RuntimeWarning, stacklevel=4)
+
+    def _given(self, center: Tensor) -> dict[str, Tensor]:
+        """The parts of the start that the user gave, checked: weights, means (relative to center), covariances."""
+        k, d = self.num_components, len(center)
+        shapes = {"full": (k, d, d), "tied": (d, d), "diag": (k, d), "spherical": (k,)}
+        given = {}
+        for name, value, shape in (
+            ("weights", self.weights_init, (k,)),
+            ("means", self.means_init, (k, d)),
+            ("precisions", self.precisions_init, shapes[self.covariance]),
+        ):
+            if value is None:
+                continue
+            given[name] = torch.as_tensor(value).to(center)
+            if given[name].shape != shape:
+                raise ValueError(f"{name}_init must have shape {shape}, got {tuple(given[name].shape)}")
+            if not bool(given[name].isfinite().all()):
+                raise ValueError(f"{name}_init holds nan or inf")
+        if "weights" in given and (bool((given["weights"] < 0).any()) or abs(float(given["weights"].sum()) - 1) > 1e-6):
+            raise ValueError(f"weights_init must be >= 0 and sum to 1, got {given['weights'].tolist()}")
+        if "means" in given:
+            given["means"] = given["means"] - center
+        if "precisions" in given:
+            precisions = given.pop("precisions")
+            if self.covariance in ("full", "tied"):
+                given["covariances"] = torch.cholesky_inverse(cholesky(precisions, "precisions_init"))
+            elif bool((precisions <= 0).any()):
+                raise ValueError("precisions_init must be positive")
+            else:
+                given["covariances"] = precisions.reciprocal()
+        return given
+
+    def _samples(self, x: Array) -> Samples:
+        floats_per_feature = {"full": self.num_components, "diag": 2}.get(self.covariance, 1)
+        return Samples(x, self.device, self.chunk_size, floats_per_feature)
+
+    def _evaluate(self, x: Array) -> Iterator[tuple[Samples, Tensor, Tensor]]:
+        """For each chunk: log p(x) (n,) and the responsibilities (K, n)."""
+        if not hasattr(self, "means_"):
+            raise RuntimeError("this mixture has no parameters yet: call fit(x) or load(path) first")
+        samples = self._samples(x)
+        if samples.x.shape[1] != self.means_.shape[1]:
+            raise ValueError(f"x must be (N, {self.means_.shape[1]}) as in fit, got {tuple(samples.x.shape)}")
+        center = self.weights_ @ self.means_
+        parameters = Parameters(self.weights_, self.means_ - center, self.covariances_, center)
+        step = make_step(parameters.to(samples.device), self.covariance)
+        for _, chunk in samples.chunks():
+            responsibilities = step.log_joint(chunk)
+            log_density = normalize(responsibilities)
+            if not bool(log_density.isfinite().all()):
+                samples.check_finite()
+                raise ValueError("x lies so far from the mixture that its log density overflows float64")
+            yield samples, log_density, responsibilities
+
+    @torch.no_grad()
+    def responsibilities(self, x: Array) -> Tensor:
+        """p(component | x), (N, K); rows sum to 1 (scikit-learn's `predict_proba`)."""
+        return torch.cat([r.T.to(samples.x.device, samples.out_dtype) for samples, _, r in self._evaluate(x)])
+
+    @torch.no_grad()
+    def predict(self, x: Array) -> Tensor:
+        """The likeliest component of each sample, (N,) int64."""
+        return torch.cat([r.argmax(0).to(samples.x.device) for samples, _, r in self._evaluate(x)])
+
+    @torch.no_grad()
+    def score_samples(self, x: Array) -> Tensor:
+        """log p(x_n), (N,), in nats."""
+        return torch.cat([p.to(samples.x.device, samples.out_dtype) for samples, p, _ in self._evaluate(x)])
+
+    @torch.no_grad()
+    def log_likelihood(self, x: Array) -> Tensor:
+        """Mean over the samples of log p(x_n), in nats, a 0-dim float64 tensor (scikit-learn's `score`)."""
+        parts = [(p.sum(), len(p)) for _, p, _ in self._evaluate(x)]
+        return torch.stack([total for total, _ in parts]).sum() / sum(n for _, n in parts)
+
+    def num_parameters(self) -> int:
+        """Free parameters of the fitted mixture."""
+        k, d = self.means_.shape
+        covariances = {"full": k * d * (d + 1) // 2, "tied": d * (d + 1) // 2, "diag": k * d, "spherical": k}
+        return covariances[self.covariance] + k * d + k - 1
+
+    def bic(self, x: Array) -> float:
+        """Bayesian information criterion on x; lower is better."""
+        return -2 * len(x) * float(self.log_likelihood(x)) + self.num_parameters() * math.log(len(x))
+
+    def aic(self, x: Array) -> float:
+        """Akaike information criterion on x; lower is better."""
+        return -2 * len(x) * float(self.log_likelihood(x)) + 2 * self.num_parameters()
+
+    @torch.no_grad()
+    def sample(self, num_samples: int = 1, seed: int | None = None) -> tuple[Tensor, Tensor]:
+        """Independent samples (num_samples, D) in float64 and the component of each (num_samples,), on the CPU."""
+        if not hasattr(self, "means_"):
+            raise RuntimeError("this mixture has no parameters yet: call fit(x) or load(path) first")
+        generator = torch.Generator().manual_seed(self.seed if seed is None else seed)
+        weights, means, covariances = (value.cpu() for value in (self.weights_, self.means_, self.covariances_))
+        labels = torch.multinomial(weights, num_samples, replacement=True, generator=generator)
+        noise = torch.randn(num_samples, means.shape[1], generator=generator, dtype=means.dtype)
+        if self.covariance in ("full", "tied"):
+            factors = cholesky(covariances, "covariance").expand(len(means), -1, -1)
+            for k, factor in enumerate(factors):
+                noise[labels == k] = noise[labels == k] @ factor.T
+        else:
+            noise *= covariances.view(len(means), -1)[labels].sqrt()
+        return means[labels] + noise, labels
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the fitted mixture to one .npz file, atomically and without pickle. Device and given starts are not
+        part of it."""
+        if not hasattr(self, "means_"):
+            raise RuntimeError("nothing to save: call fit(x) first")
+        header = {"kind": "GaussianMixture"} | {name: getattr(self, name) for name in SAVED + FITTED}
+        arrays = {name: getattr(self, name).cpu().numpy() for name in ("weights_", "means_", "covariances_")}
+        write_npz(path, header, arrays)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], device: torch.device | str | None = None) -> Self:
+        """Read what `save` wrote."""
+        header, arrays = read_npz(path, "GaussianMixture")
+        mixture = cls(**{name: header[name] for name in SAVED}, device=device)
+        for name in FITTED:
+            setattr(mixture, name, header[name])
+        for name, array in arrays.items():
+            setattr(mixture, name, torch.from_numpy(array).to(device))
+        return mixture

@@ -1,0 +1,165 @@
+"""Samples read in chunks, and k-means on them: where a mixture starts."""
+
+import math
+import warnings
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cnlib.em import Parameters, harden, make_step, unit_parameters
+
+Array = Tensor | np.ndarray
+DTYPE = torch.float64
+
+
+class Samples:
+    """(N, D) data as float64 chunks on the compute device.
+
+    Args:
+        x: tensor or array, float or integer; neither copied nor converted as a whole.
+        device: where the chunks go; None: where x is (the CPU for MPS, which has no float64).
+        rows: samples in a chunk; None: as many as keep `floats_per_feature` * D numbers each in the cache, or in
+            128 MB on a GPU.
+    """
+
+    def __init__(self, x: Array, device: torch.device | str | None, rows: int | None, floats_per_feature: int = 1):
+        if not isinstance(x, Tensor):
+            x = np.asarray(x)
+            if x.dtype.kind not in "buif":
+                raise TypeError(f"x must hold real numbers, got {x.dtype}")
+            with warnings.catch_warnings():  # a read-only memory map is fine: nothing is written to x
+                warnings.filterwarnings("ignore", message="The given NumPy array is not writ")
+                x = torch.from_numpy(x if min(x.strides, default=0) >= 0 else x.copy())
+        if x.is_complex():
+            raise TypeError(f"x must hold real numbers, got {x.dtype}")
+        if x.ndim != 2 or 0 in x.shape:
+            hint = "; for one feature give x[:, None]" if x.ndim == 1 else ""
+            raise ValueError(f"x must be (N, D) with at least one sample and one feature, got {tuple(x.shape)}{hint}")
+        self.x = x.detach()
+        self.device = torch.device(x.device if device is None else device)
+        if self.device.type == "mps":
+            self.device = torch.device("cpu")
+        budget = 2**18 if self.device.type == "cpu" else 2**24
+        self.rows = rows or min(max(budget // (x.shape[1] * floats_per_feature), 256), 2**17)
+        self.out_dtype = DTYPE if x.dtype == DTYPE else torch.float32
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def chunks(self) -> Iterator[tuple[slice, Tensor]]:
+        for start in range(0, len(self.x), self.rows):
+            where = slice(start, min(start + self.rows, len(self.x)))
+            yield where, self.x[where].to(self.device, DTYPE)
+
+    def __getitem__(self, index: Tensor) -> Tensor:
+        return self.x[index.to(self.x.device)].to(self.device, DTYPE)
+
+    def center(self) -> Tensor:
+        """Mean (D,), from differences to the first sample so that an offset costs no digits. ValueError on nan, inf."""
+        first = self[torch.tensor(0)]
+        total = torch.zeros_like(first)
+        for _, chunk in self.chunks():
+            total += (chunk - first).sum(0)
+        center = first + total / len(self)
+        if not bool(center.isfinite().all()):
+            self.check_finite()
+            raise ValueError("x is too large for sums in float64: rescale it")
+        return center
+
+    def check_finite(self) -> None:
+        for where, chunk in self.chunks():
+            bad = (~chunk.isfinite()).nonzero()
+            if len(bad):
+                row, column = bad[0].tolist()
+                raise ValueError(
+                    f"x holds {float(chunk[row, column])} at sample {where.start + row}, feature {column}: "
+                    "remove or replace nan and inf"
+                )
+
+    def scatter(self, center: Tensor) -> Tensor:
+        """Sum over samples of (x - center)(x - center)^T, (D, D)."""
+        scatter = center.new_zeros(len(center), len(center))
+        for _, chunk in self.chunks():
+            chunk = chunk - center
+            scatter.addmm_(chunk.T, chunk)
+        return scatter
+
+
+def seed_means(x: Samples, num_components: int, generator: torch.Generator) -> Tensor:
+    """k-means++ (Arthur & Vassilvitskii 2007), greedy: of a few candidates drawn in proportion to the squared
+    distance to the nearest seed, keep the one that leaves the least. Returns (K, D)."""
+    n, trials = len(x), 2 + int(math.log(num_components))
+    closest = torch.full((n,), torch.inf, dtype=DTYPE, device=x.device)
+    candidates = torch.randint(n, (1,), generator=generator)
+    seeds: list[Tensor] = []
+    while True:
+        points = x[candidates]
+        nearest = torch.empty(len(points), n, dtype=DTYPE, device=x.device)
+        for where, chunk in x.chunks():
+            # Not by matrix product: the distance of equal samples has to be exactly 0.
+            distances = torch.cdist(points, chunk, compute_mode="donot_use_mm_for_euclid_dist").square_()
+            nearest[:, where] = torch.minimum(distances, closest[where])
+        chosen = int(nearest.sum(1).argmin())
+        seeds.append(points[chosen])
+        if len(seeds) == num_components:
+            return torch.stack(seeds)
+        closest = nearest[chosen]
+        cumulative = closest.cumsum(0)
+        if float(cumulative[-1]) > 0:
+            draws = torch.rand(trials, generator=generator, dtype=DTYPE).to(x.device)
+            candidates = torch.searchsorted(cumulative, draws * cumulative[-1], right=True).clamp(max=n - 1)
+        else:  # every sample is a seed already
+            candidates = torch.randint(n, (1,), generator=generator)
+
+
+def lloyd(x: Samples, center: Tensor, means: Tensor, max_iter: int = 100, tol: float = 1e-4) -> Tensor:
+    """Lloyd's k-means from (K, D) means relative to center, until the inertia falls by less than the fraction tol:
+    EM with equal unit Gaussians and hard responsibilities."""
+    previous = math.inf
+    for _ in range(max_iter):
+        step = make_step(unit_parameters(means, center, "spherical"), "spherical")
+        log_density = 0.0
+        for _, chunk in x.chunks():
+            logits = step.log_joint(chunk)
+            log_density += float(harden(logits).sum())
+            step.accumulate(logits)
+        means = step.maximize().means
+        normalizer = math.log(len(means)) + 0.5 * means.shape[1] * math.log(2 * math.pi)
+        inertia = -2 * (log_density / len(x) + normalizer)
+        if previous - inertia <= tol * inertia:
+            break
+        previous = inertia
+    return means
+
+
+def start(
+    x: Samples,
+    center: Tensor,
+    scatter: Tensor | None,
+    given: dict[str, Tensor],
+    *,
+    num_components: int,
+    covariance: str,
+    reg_covar: float,
+    init: str,
+    generator: torch.Generator,
+) -> Parameters:
+    """The parameters that EM starts from; `given` (weights, means, covariances) replaces what it names."""
+    if len(given) == 3:
+        return Parameters(center=center, **given)
+    means = given["means"] if "means" in given else seed_means(x, num_components, generator) - center
+    if init == "k-means":
+        means = lloyd(x, center, means)
+    step = make_step(unit_parameters(means, center, covariance), covariance, reg_covar, scatter)
+    for _, chunk in x.chunks():
+        responsibilities = step.log_joint(chunk)
+        if init == "random":
+            shape = (len(chunk), num_components)
+            responsibilities.copy_(torch.rand(shape, generator=generator, dtype=DTYPE).T)
+            responsibilities /= responsibilities.sum(0)
+        else:
+            harden(responsibilities)
+        step.accumulate(responsibilities)
+    return Parameters(**{**vars(step.maximize()), **given})
