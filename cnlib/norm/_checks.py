@@ -1,7 +1,4 @@
-"""Checks of what reaches a layer, and the two arithmetic helpers all layers share.
-
-Every message says what came, what was expected and what to do about it.
-"""
+"""Checks of what reaches a layer. Every message says what came, what was expected and what to do about it."""
 
 from __future__ import annotations
 
@@ -68,11 +65,15 @@ def check_context(context: Tensor | None, x: Tensor, num_contexts: int, who: str
     if context.shape != x.shape[:1]:
         raise ValueError(f"{who}: the context has shape {tuple(context.shape)}; {wanted}")
     if context.device != x.device:
-        raise ValueError(f"{who}: the context is on {context.device} and x on {x.device}; move it with context.to(x.device)")
-    check_values(
-        ((context >= 0) & (context < num_contexts)).all(),
-        lambda: f"{who}: the context ids run from {int(context.min())} to {int(context.max())}; {wanted}",
-    )
+        raise ValueError(
+            f"{who}: the context is on {context.device} and x on {x.device}; move it with context.to(x.device)"
+        )
+    if context.numel():
+        low, high = torch.aminmax(context)
+        check_values(
+            (low >= 0) & (high < num_contexts),
+            lambda: f"{who}: the context ids run from {int(low)} to {int(high)}; {wanted}",
+        )
     return context.long()
 
 
@@ -91,7 +92,9 @@ def check_priors(priors: Tensor, num_components: int, who: str) -> None:
         raise ValueError(f"{who}: priors have shape {tuple(priors.shape)}, expected ({num_components},)")
     check_values(
         (priors >= 0).all() & ((priors.sum() - 1).abs() < 1e-3),
-        lambda: f"{who}: priors {priors.tolist()} sum to {float(priors.sum()):g}, expected non-negative values that sum to 1",
+        lambda: (
+            f"{who}: priors {priors.tolist()} sum to {float(priors.sum()):g}, expected non-negative values that sum to 1"
+        ),
     )
 
 
@@ -105,16 +108,6 @@ def check_responsibilities(tau: Tensor, x: Tensor, num_components: int | None, w
     if not tau.is_floating_point():
         raise TypeError(f"{who}: responsibilities have type {tau.dtype}, expected a real floating type")
     if tau.device != x.device:
-        raise ValueError(f"{who}: responsibilities are on {tau.device} and x on {x.device}; move them with .to(x.device)")
-
-
-def widen(x: Tensor) -> Tensor:
-    """x in the type statistics are computed in: float32 for the half types, its own type otherwise."""
-    return x if x.dtype in (torch.float32, torch.float64) else x.float()
-
-
-def affine(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-    """x * scale + shift. Overwrites x where nobody will differentiate through it: the callers own x."""
-    if torch.is_grad_enabled() and (x.requires_grad or scale.requires_grad or shift.requires_grad):
-        return x * scale + shift
-    return x.mul_(scale).add_(shift)
+        raise ValueError(
+            f"{who}: responsibilities are on {tau.device} and x on {x.device}; move them with .to(x.device)"
+        )

@@ -8,7 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from cnlib.norm._checks import affine, check_gradient, check_input, check_positive, widen
+from cnlib.norm._arithmetic import add_product, affine, wide_type, widen
+from cnlib.norm._checks import check_gradient, check_input, check_positive
 
 # Every layer of the family sees x as (N, G, D, L): G groups of D channels, L positions. One equation serves
 # all of them; what differs is the index set B_i the moments are taken over (family.py).
@@ -32,9 +33,9 @@ def standardize(
     norms = torch.linalg.vector_norm(centered, dim=-1, keepdim=True)
     var = norms.square().sum(lead, keepdim=True) / m
     scale = (var + eps).rsqrt()
-    if weight is None or bias is None:
-        return affine(centered, scale, torch.zeros_like(scale)).to(dtype), mean, var
-    return affine(centered, scale * weight, bias).to(dtype), mean, var
+    if weight is not None:
+        scale = scale * weight
+    return affine(centered, scale, bias).to(dtype), mean, var
 
 
 def _kept(x: Tensor, axes: tuple[int, ...]) -> int:
@@ -45,11 +46,11 @@ def _kept(x: Tensor, axes: tuple[int, ...]) -> int:
 
 
 class Standardize(torch.autograd.Function):
-    """``standardize`` with its gradient by hand. With r = (var + eps)^(-1/2), h = g * weight, sums over B_i:
+    """``standardize`` with its gradient by hand. With h = g (var + eps)^(-1/2), and sums over the index set B_i:
 
-        dl/dmean = - r sum h
-        dl/dvar  = - 1/2 r^3 sum h (x - mean)
-        dl/dx    = h r + (dl/dmean + 2 (x - mean) dl/dvar) / m
+        dl/dmean = - sum h                                    (times weight, where there is one)
+        dl/dvar  = - 1/2 sum h (x - mean) / (var + eps)       (times weight)
+        dl/dx    = h + (dl/dmean + 2 (x - mean) dl/dvar) / m  (h times weight)
 
     mean and var are outputs, not scratch: so the backward can itself be differentiated.
     """
@@ -69,22 +70,22 @@ class Standardize(torch.autograd.Function):
         rstd = (var + ctx.eps).rsqrt()
         g = torch.zeros_like(x, dtype=mean.dtype) if g is None else widen(g)
 
-        centered = widen(x) - mean
-        sum_g = g.sum(-1, keepdim=True)  # (N, G, D, 1): all other sums are sums of these two
-        sum_gc = (g * centered).sum(-1, keepdim=True)
+        centered, h = widen(x) - mean, g * rstd
+        sum_h = h.sum(-1, keepdim=True)  # (N, G, D, 1): all other sums are sums of these two
+        sum_hc = (h * centered).sum(-1, keepdim=True)
         d_weight = d_bias = None
         if weight is not None:
-            d_weight, d_bias = (sum_gc * rstd).sum(0, keepdim=True), sum_g.sum(0, keepdim=True)
-            sum_g, sum_gc = sum_g * weight, sum_gc * weight
+            d_weight, d_bias = sum_hc.sum(0, keepdim=True), (sum_h / rstd).sum(0, keepdim=True)
+            sum_h, sum_hc = sum_h * weight, sum_hc * weight
 
-        d_mean = -rstd * sum_g.sum(lead, keepdim=True)
-        d_var = -0.5 * rstd**3 * sum_gc.sum(lead, keepdim=True)
+        d_mean = -sum_h.sum(lead, keepdim=True)
+        d_var = -0.5 * rstd**2 * sum_hc.sum(lead, keepdim=True)
         if g_mean is not None:
             d_mean = d_mean + g_mean
         if g_var is not None:
             d_var = d_var + g_var
         through_moments = affine(centered, 2 * d_var / m, d_mean / m)
-        dx = torch.addcmul(through_moments, g, rstd if weight is None else rstd * weight)
+        dx = through_moments + h if weight is None else add_product(through_moments, h, weight)
         return dx.to(x.dtype), d_weight, d_bias, None, None
 
 
@@ -104,9 +105,8 @@ def normalize_groups(
     n, c = x.shape[:2]
     view = x.reshape(n, num_groups, c // num_groups, x.shape[2:].numel())
     if weight is not None and bias is not None:
-        dtype = torch.promote_types(x.dtype, torch.float32)
-        weight = weight.to(dtype).view(1, num_groups, -1, 1)
-        bias = bias.to(dtype).view(1, num_groups, -1, 1)
+        weight = weight.to(wide_type(x)).view(1, num_groups, -1, 1)
+        bias = bias.to(wide_type(x)).view(1, num_groups, -1, 1)
     run = Standardize.apply if gradient == "manual" else standardize
     y, mean, var = run(view, weight, bias, axes, eps)
     return y.reshape(x.shape), mean.flatten(1), var.flatten(1)
@@ -224,9 +224,7 @@ class BatchNorm(Norm):
                 f"BatchNorm: shape {tuple(x.shape)} has {m} value per channel, expected at least 2. "
                 "Use a larger batch, or call .eval()"
             )
-        y, mean, var = normalize_groups(
-            x, self.num_features, BATCH, self.weight, self.bias, self.eps, self.gradient
-        )
+        y, mean, var = normalize_groups(x, self.num_features, BATCH, self.weight, self.bias, self.eps, self.gradient)
         if self.training and self.num_batches_tracked is not None:
             self.num_batches_tracked.add_(1)
             self.update_running(mean[0], var[0], m)

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cnlib.norm._checks import check_context, check_gradient, check_input, check_moments, check_positive, widen
+from cnlib.norm._arithmetic import affine, product, wide_type, widen
+from cnlib.norm._checks import check_context, check_gradient, check_input, check_moments, check_positive
 from cnlib.norm.mixture import mixture_norm, responsibilities
 
 ENCODERS = ("table", "linear", "embedder")
@@ -24,19 +25,22 @@ def context_standardize(
     scale = (var + eps).rsqrt()
     if weight is not None:
         scale = scale * weight
-    y = (widen(x) - mean[context].unsqueeze(2)) * scale[context].unsqueeze(2)
-    if bias is not None:
-        y = y + bias[:, None]
-    return y.to(x.dtype)
+    centered = widen(x) - rows(mean, context)
+    return affine(centered, rows(scale, context), None if bias is None else bias[:, None]).to(x.dtype)
+
+
+def rows(table: Tensor, context: Tensor) -> Tensor:
+    """The row of a (T, C) table each sample's context names: (N, C, 1)."""
+    return table.index_select(0, context).unsqueeze(2)
 
 
 class ContextStandardize(torch.autograd.Function):
-    """``context_standardize`` with its gradient by hand. With h = g * weight, r_r = (v_r + eps)^(-1/2), and sums over the
-    samples of context r and their positions:
+    """``context_standardize`` with its gradient by hand. With h = g (v_r + eps)^(-1/2), and sums over the samples of
+    context r and their positions (times weight, where there is one):
 
-        dl/dx   = h r_r
-        dl/dm_r = - r_r sum h
-        dl/dv_r = - 1/2 r_r^3 sum h (x - m_r)
+        dl/dx   = h
+        dl/dm_r = - sum h
+        dl/dv_r = - 1/2 sum h (x - m_r) / (v_r + eps)
 
     Both papers print (m_r + x) / (2 (v_r + eps)^(3/2)) for the last: without dl/dx-hat, and with the wrong sign of x.
     """
@@ -50,18 +54,19 @@ class ContextStandardize(torch.autograd.Function):
     @staticmethod
     def backward(ctx, g):  # type: ignore[no-untyped-def]
         x, context, mean, var, weight = ctx.saved_tensors
-        g, rstd = widen(g), (var + ctx.eps).rsqrt()
-        sum_g = g.sum(2)  # (N, C): a sample has one context, so its positions can be summed first
-        sum_gc = (g * (widen(x) - mean[context].unsqueeze(2))).sum(2)
+        rstd = (var + ctx.eps).rsqrt()
+        r = rows(rstd, context)
+        h = widen(g) * r
+        # (N, C): a sample has one context, so its positions can be summed first
+        sum_h, sum_hc = h.sum(2), product(widen(x) - rows(mean, context), h).sum(2)
         d_weight = d_bias = None
         if weight is not None:
-            d_weight, d_bias = (sum_gc * rstd[context]).sum(0), sum_g.sum(0)
-            sum_g, sum_gc = sum_g * weight, sum_gc * weight
-        by_context = torch.zeros_like(mean)
-        d_mean = -rstd * by_context.index_add(0, context, sum_g)
-        d_var = -0.5 * rstd**3 * by_context.index_add(0, context, sum_gc)
-        d_x = g * (rstd if weight is None else rstd * weight)[context].unsqueeze(2)
-        return d_x.to(x.dtype), None, d_mean, d_var, d_weight, d_bias, None
+            d_weight, d_bias = sum_hc.sum(0), (sum_h / r[:, :, 0]).sum(0)
+            h, sum_h, sum_hc = h * weight[:, None], sum_h * weight, sum_hc * weight
+        empty = torch.zeros_like(mean)
+        d_mean = -empty.index_add(0, context, sum_h)
+        d_var = -0.5 * rstd**2 * empty.index_add(0, context, sum_hc)
+        return h.to(x.dtype), None, d_mean, d_var, d_weight, d_bias, None
 
 
 def normalize_context(
@@ -75,7 +80,7 @@ def normalize_context(
     gradient: str,
 ) -> Tensor:
     """``context_standardize`` on (N, C, *) inputs in any floating type."""
-    dtype = torch.promote_types(x.dtype, torch.float32)
+    dtype = wide_type(x)
     mean, var = mean.to(dtype), var.to(dtype)
     if weight is not None and bias is not None:
         weight, bias = weight.to(dtype), bias.to(dtype)
@@ -107,7 +112,7 @@ def context_norm_plus(x: Tensor, mean: Tensor, var: Tensor, eps: float = 1e-5, g
     """
     check_input(x, None, "context_norm_plus")
     check_moments(mean, var, x.shape[1], "context_norm_plus")
-    dtype = torch.promote_types(x.dtype, torch.float32)
+    dtype = wide_type(x)
     priors = x.new_full((mean.shape[0],), 1 / mean.shape[0], dtype=dtype)
     tau = responsibilities(x, priors, mean, var, gradient)
     return mixture_norm(x, tau, priors, eps, gradient)
@@ -182,6 +187,8 @@ class ContextNorm(nn.Module):
 
     def moments(self) -> tuple[Tensor, Tensor]:
         """Mean and variance of every context, (T, C) each, in float32 at least."""
+        mean: Tensor
+        log_var: Tensor
         if self.encoder == "table":
             mean, log_var = self.mean, self.log_var
         elif self.encoder == "linear":  # W onehot(r) + b for all r at once: the columns of W, plus b

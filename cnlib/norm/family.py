@@ -48,7 +48,9 @@ class GroupNorm(Norm):
         return normalize_groups(x, self.num_groups, SAMPLE, self.weight, self.bias, self.eps, self.gradient)[0]
 
     def extra_repr(self) -> str:
-        return f"{self.num_groups}, {self.num_features}, eps={self.eps}, affine={self.affine}, gradient={self.gradient!r}"
+        return (
+            f"{self.num_groups}, {self.num_features}, eps={self.eps}, affine={self.affine}, gradient={self.gradient!r}"
+        )
 
 
 class LayerNorm(GroupNorm):
@@ -106,9 +108,7 @@ class InstanceNorm(Norm):
                 f"InstanceNorm: shape {tuple(x.shape)} has {positions} position per channel, expected at least 2; "
                 "use LayerNorm or GroupNorm for inputs without positions"
             )
-        y, mean, var = normalize_groups(
-            x, self.num_features, SAMPLE, self.weight, self.bias, self.eps, self.gradient
-        )
+        y, mean, var = normalize_groups(x, self.num_features, SAMPLE, self.weight, self.bias, self.eps, self.gradient)
         if self.training and self.track_running_stats:
             self.update_running(mean.mean(0), var.mean(0), positions)
         return y

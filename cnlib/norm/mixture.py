@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from cnlib.norm._arithmetic import add_product, affine, product, wide_type, widen
 from cnlib.norm._checks import (
-    affine,
     check_gradient,
     check_input,
     check_moments,
@@ -20,7 +20,6 @@ from cnlib.norm._checks import (
     check_priors,
     check_responsibilities,
     check_values,
-    widen,
 )
 
 # Everywhere below: x (N, C, L), tau (N, K, L) or (N, K, 1), one value a component and channel (K, C).
@@ -62,7 +61,7 @@ def mixture_moments(x: Tensor, tau: Tensor) -> tuple[Tensor, Tensor]:
     rows = []
     for k in range(len(mean)):  # one component at a time: exact where E[x^2] - m^2 is not, one copy of x
         centered = x - mean[k, :, None]
-        rows.append(collect(tau[:, k : k + 1], centered * centered))
+        rows.append(collect(tau[:, k : k + 1], product(centered, centered)))
     return mean, torch.cat(rows) * inverse
 
 
@@ -72,8 +71,7 @@ def mixture_affine(
     """weight sum_k tau_k / sqrt(lambda_k) (x - m_k) / sqrt(v_k + eps) + bias, as A x + B from two ``mix``."""
     scale = weight * component_scale(priors, var, eps)
     center = (priors[:, None] * mean).sum(0)  # A (x - center) + B' keeps the digits that x far from 0 would cost
-    y = torch.addcmul(mix(tau, scale * (center - mean)), x - center[:, None], mix(tau, scale))
-    return y + bias[:, None]
+    return affine(x - center[:, None], mix(tau, scale), mix(tau, scale * (center - mean)) + bias[:, None])
 
 
 def component_scale(priors: Tensor, var: Tensor, eps: float) -> Tensor:
@@ -146,7 +144,7 @@ class MixtureStandardize(torch.autograd.Function):
             d_priors = -0.5 * (q * scale).sum(1) * invert(priors)
         if ctx.needs_input_grad[0]:  # last: it may overwrite shifted
             through_moments = affine(shifted, mix(tau, 2 * by_var), mix(tau, by_mean - 2 * by_var * offset))
-            d_x = torch.addcmul(through_moments, g, mix(tau, by_x)).to(dtype)
+            d_x = add_product(through_moments, g, mix(tau, by_x)).to(dtype)
         return d_x, d_tau, d_priors, d_weight, d_bias, None
 
 
@@ -196,9 +194,7 @@ class Responsibilities(torch.autograd.Function):
         return d_x, total[:, 0] * invert(priors), d_mean, d_var
 
 
-def responsibilities(
-    x: Tensor, priors: Tensor, mean: Tensor, var: Tensor, gradient: str = "manual"
-) -> Tensor:
+def responsibilities(x: Tensor, priors: Tensor, mean: Tensor, var: Tensor, gradient: str = "manual") -> Tensor:
     """tau_k(x) = p(k | x) under a mixture of diagonal Gaussians over the channel vector.
 
     x: (N, C) or (N, C, *); priors: (T,); mean, var: (T, C). Returns (N, T) or (N, T, *), float32 at least,
@@ -223,7 +219,7 @@ def normalize_mixture(
     x: Tensor, tau: Tensor, priors: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, gradient: str
 ) -> tuple[Tensor, Tensor, Tensor]:
     """``mixture_standardize`` on (N, C, *) inputs in any floating type: y like x, mean and var (K, C)."""
-    c, dtype = x.shape[1], torch.promote_types(x.dtype, torch.float32)
+    c, dtype = x.shape[1], wide_type(x)
     weight = x.new_ones(c, dtype=dtype) if weight is None else weight.to(dtype)
     bias = x.new_zeros(c, dtype=dtype) if bias is None else bias.to(dtype)
     flat, tau = x.reshape(*x.shape[:2], -1), tau.to(dtype).reshape(*tau.shape[:2], -1)
@@ -232,7 +228,9 @@ def normalize_mixture(
     return y.reshape(x.shape), mean, var
 
 
-def mixture_norm(x: Tensor, responsibilities: Tensor, priors: Tensor, eps: float = 1e-5, gradient: str = "manual") -> Tensor:
+def mixture_norm(
+    x: Tensor, responsibilities: Tensor, priors: Tensor, eps: float = 1e-5, gradient: str = "manual"
+) -> Tensor:
     """Normalize x with the weighted batch moments of each component, and mix the results.
 
     x: (N, C) or (N, C, *); responsibilities tau: (N, K) or (N, K, *); priors lambda: (K,), summing to 1.
@@ -351,9 +349,9 @@ class MixtureNorm(nn.Module):
             mean = seed_means(flat, self.num_components)
             var = flat.var((0, 2), correction=0).expand_as(mean)
             priors = torch.full_like(mean[:, 0], 1 / self.num_components)
-        for step in range(self.em_steps):
-            if step:
-                priors, mean, var = em_step(flat, tau, mean, var)
+        tau = log_joint(flat, priors, mean, var + self.eps).softmax(1)
+        for _ in range(self.em_steps - 1):
+            priors, mean, var = em_step(flat, tau, mean, var)
             tau = log_joint(flat, priors, mean, var + self.eps).softmax(1)
         return tau.reshape(x.shape[0], self.num_components, *x.shape[2:])
 

@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from cnlib.norm.batch import Norm
@@ -38,7 +37,9 @@ def use_context(model: nn.Module, ids: Tensor | None = None, responsibilities: T
         if isinstance(module, nn.DataParallel):
             # the batch is split along with the inputs only if it travels with them, as keyword arguments
             given = {"_ids": ids, "_responsibilities": responsibilities}
-            hooks.append(module.register_forward_pre_hook(lambda _, a, k, given=given: (a, k | given), with_kwargs=True))
+            hooks.append(
+                module.register_forward_pre_hook(lambda _, a, k, given=given: (a, k | given), with_kwargs=True)
+            )
             hooks.append(module.module.register_forward_pre_hook(_take, with_kwargs=True))
     try:
         yield

@@ -1,0 +1,41 @@
+"""Arithmetic all layers share: wide enough types, and no temporary the size of x where one can be overwritten.
+
+On a CPU a fresh tensor the size of x costs more than a pass over it. So the first argument of ``affine``,
+``product`` and ``add_product`` belongs to the call: it is overwritten, unless autograd is to differentiate through.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def widen(x: Tensor) -> Tensor:
+    """x in the type statistics are computed in: float32 for the half types, its own type otherwise."""
+    return x if x.dtype in (torch.float32, torch.float64) else x.float()
+
+
+def wide_type(x: Tensor) -> torch.dtype:
+    """The type ``widen`` would give."""
+    return torch.promote_types(x.dtype, torch.float32)
+
+
+def _differentiable(*tensors: Tensor) -> bool:
+    return torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+
+
+def affine(x: Tensor, scale: Tensor, shift: Tensor | None = None) -> Tensor:
+    """x * scale + shift."""
+    if shift is None:
+        return product(x, scale)
+    return x * scale + shift if _differentiable(x, scale, shift) else x.mul_(scale).add_(shift)
+
+
+def product(x: Tensor, y: Tensor) -> Tensor:
+    """x * y."""
+    return x * y if _differentiable(x, y) else x.mul_(y)
+
+
+def add_product(x: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """x + a * b."""
+    return torch.addcmul(x, a, b) if _differentiable(x, a, b) else x.addcmul_(a, b)
