@@ -1,4 +1,4 @@
-"""The book's Sphinx extension: a cache that knows the package, MathJax offline, and the repository's address."""
+"""The book's Sphinx extension: a cache that knows the package, MathJax offline, the repository's address."""
 
 import hashlib
 import os
@@ -72,11 +72,10 @@ def add_buttons(app: Sphinx, pagename: str, templatename: str, context: dict[str
         # GitLab keeps its pages under /-/
         prefix = address if "gitlab" not in address else f"{address}/-"
         source = Path(app.env.doc2path(pagename)).relative_to(app.srcdir).as_posix()
+        edit = f"{prefix}/edit/{BRANCH}/{source}"
         links = [
             _link("Repository", address, "The repository", "fas fa-code-branch", "repository-button"),
-            _link(
-                "Edit", f"{prefix}/edit/{BRANCH}/{source}", "Propose a change", "fas fa-pencil-alt", "edit"
-            ),
+            _link("Edit", edit, "Propose a change", "fas fa-pencil-alt", "edit"),
             _link("Issue", f"{prefix}/issues/new", "Report an error", "fas fa-lightbulb", "issue"),
         ]
         group = {"type": "group", "icon": "fas fa-code-branch", "tooltip": "Repository", "label": "source"}
@@ -95,7 +94,7 @@ def stamp_notebooks(app: Sphinx, error: Exception | None) -> None:
 
 
 def _plain(line: str) -> str:
-    """``(N, C, *)`` is a shape and ``|x|`` a norm, not markup; what stands between double backticks is left alone."""
+    """``(N, C, *)`` is a shape and ``|x|`` a norm, not markup; text in double backticks is left alone."""
     parts = line.split("``")
     parts[::2] = [re.sub(r"([*|]|(?<=\w)_(?!\w))", r"\\\1", part) for part in parts[::2]]
     return "``".join(parts)

@@ -14,7 +14,7 @@ import nbformat
 PLACEHOLDER = "@ADDRESS@"
 TAGS = ["setup", "hide-cell"]
 SETUP_CELL = f'''\
-# Set-up: installs the book's package where it is missing (on Colab); in a clone of the repository it does nothing.
+# Set-up: installs the book's package where it is missing, as on Colab; elsewhere it does nothing.
 import importlib.util
 
 ADDRESS = "{PLACEHOLDER}"  # written when the book is published

@@ -1,0 +1,80 @@
+"""What every notebook and page in the source tree has to keep to."""
+
+import re
+import subprocess
+from pathlib import Path
+
+import nbformat
+import pytest
+import yaml
+from setup_cell import SETUP_CELL, TAGS
+
+import cnlib
+
+ROOT = Path(__file__).resolve().parents[2]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+# Spelled in halves, so that this file does not contain what it looks for.
+FORBIDDEN = ["pypi" + ".org", "python" + "hosted", "/work" + "/", "/root" + "/", "pip install " + "cnlib"]
+
+
+def listed() -> list[str]:
+    """Every page named in _toc.yml."""
+    toc = yaml.safe_load((ROOT / "_toc.yml").read_text())
+    return [toc["root"], *(chapter["file"] for part in toc["parts"] for chapter in part["chapters"])]
+
+
+def test_table_of_contents_lists_every_page() -> None:
+    pages = {path.stem for path in (ROOT / "book").glob("*.md")}
+    assert {f"book/{page}" for page in pages} | {f"notebooks/{p.stem}" for p in NOTEBOOKS} == set(listed())
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebook_is_stripped_and_starts_with_the_setup_cell(path: Path) -> None:
+    book = nbformat.read(path, as_version=4)
+    code = [cell for cell in book.cells if cell.cell_type == "code"]
+    assert book.cells[0].cell_type == "markdown"
+    assert re.search("in 30 seconds", book.cells[0].source + book.cells[1].source, re.IGNORECASE)
+    assert re.search("en 30 secondes", book.cells[0].source + book.cells[1].source, re.IGNORECASE)
+    assert code[0].source == SETUP_CELL, "run make cells"
+    assert code[0].metadata.tags == TAGS
+    kept = [cell for cell in code if "keep_output" in cell.metadata.get("tags", [])]
+    assert not any(cell.outputs for cell in code if cell not in kept), "run make format"
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_cell_ids_are_fixed_and_readable(path: Path) -> None:
+    ids = [cell.id for cell in nbformat.read(path, as_version=4).cells]
+    assert len(set(ids)) == len(ids)
+    # what tools make up is hexadecimal, eight digits or a UUID
+    made_up = [name for name in ids if re.fullmatch(r"[0-9a-f]{8}|[0-9a-f-]{36}", name)]
+    assert not made_up
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_no_roles_in_notebooks(path: Path) -> None:
+    text = "".join(cell.source for cell in nbformat.read(path, 4).cells if cell.cell_type == "markdown")
+    assert not re.findall(r"\{[a-z:]+\}`", text), "Colab shows MyST roles raw; use a plain link"
+
+
+def test_api_page_names_everything_public() -> None:
+    page = (ROOT / "book" / "api.md").read_text()
+    missing = [name for name in cnlib.__all__ if f"cnlib.{name}\n" not in page]
+    assert not missing
+
+
+def test_errata_page_is_executed() -> None:
+    assert "kernelspec" in (ROOT / "book" / "errata.md").read_text().split("---")[1]
+
+
+def test_no_registry_hosts_or_machine_paths() -> None:
+    command = ["git", "-C", str(ROOT), "ls-files", "-z"]
+    listing = subprocess.run(command, capture_output=True, text=True, check=False)
+    if listing.returncode:
+        pytest.skip("not a git checkout: the list of committed files is unknown")
+    found = []
+    for name in filter(None, listing.stdout.split("\0")):
+        path = ROOT / name
+        if path.is_file() and path.suffix not in {".npz", ".png"}:
+            text = path.read_text(encoding="utf-8")
+            found += [f"{name}: {word}" for word in FORBIDDEN if word in text]
+    assert not found
