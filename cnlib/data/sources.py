@@ -1,0 +1,141 @@
+"""Where each data set comes from: one row a data set. Downloads are torchvision's, which checks their MD5 sums."""
+
+from __future__ import annotations
+
+import tempfile
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cnlib.data.store import ImageData
+
+Fetched = tuple[dict[str, np.ndarray], tuple[str, ...]]
+TEN = tuple("0123456789")
+
+
+@dataclass(frozen=True)
+class Source:
+    """How to get a data set. `fetch(name, folder)` returns its arrays and class names; `folder` is for messages."""
+
+    shape: tuple[int, int, int]
+    count: int
+    fetch: Callable[[str, Path], Fetched]
+    classes: tuple[str, ...] = ()
+
+
+def torchvision_sets(dataset: str, splits: tuple[dict[str, Any], dict[str, Any]]) -> Callable[[str, Path], Fetched]:
+    """A fetch function for the torchvision class `dataset`; `splits`: its arguments for train and for test."""
+
+    def fetch(name: str, folder: Path) -> Fetched:
+        datasets = _torchvision(name, folder).datasets
+        with tempfile.TemporaryDirectory() as scratch:
+            try:
+                train, test = (getattr(datasets, dataset)(scratch, download=True, **split) for split in splits)
+            except (OSError, RuntimeError) as error:
+                raise _unreachable(name, folder, error) from error
+            arrays = {}
+            for key, part in (("train", train), ("test", test)):
+                images = np.asarray(part.data)
+                if dataset == "SVHN":
+                    images = images.transpose(0, 2, 3, 1)
+                arrays[f"{key}_images"] = np.ascontiguousarray(images if images.ndim == 4 else images[..., None])
+                labels = part.labels if dataset == "SVHN" else part.targets
+                arrays[f"{key}_labels"] = np.asarray(labels, dtype=np.int64)
+        return arrays, tuple(getattr(train, "classes", ()))
+
+    return fetch
+
+
+TINY_IMAGENET = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
+TINY_IMAGENET_MD5 = "90528d7ca1a48142e341f4ef8d21d0de"
+
+
+def tiny_imagenet(name: str, folder: Path) -> Fetched:
+    """Tiny ImageNet from its home page. Its test labels are not public: the validation set is our test set."""
+    utils = _torchvision(name, folder).datasets.utils
+    with tempfile.TemporaryDirectory() as scratch:
+        try:
+            utils.download_url(TINY_IMAGENET, scratch, "tiny.zip", TINY_IMAGENET_MD5)
+        except (OSError, RuntimeError) as error:
+            raise _unreachable(name, folder, error) from error
+        with zipfile.ZipFile(Path(scratch) / "tiny.zip") as archive:
+            return read_tiny_imagenet(archive)
+
+
+def read_tiny_imagenet(archive: zipfile.ZipFile) -> Fetched:
+    """The arrays in the zip file; labels number the sorted WordNet ids, class names are the first of their synonyms."""
+    from PIL import Image
+
+    top = "tiny-imagenet-200"
+    ids = sorted(archive.read(f"{top}/wnids.txt").decode().split())
+    words = dict(line.split("\t") for line in archive.read(f"{top}/words.txt").decode().splitlines())
+    annotations = archive.read(f"{top}/val/val_annotations.txt").decode().splitlines()
+    pictures = [n for n in archive.namelist() if n.startswith(f"{top}/train/") and n.endswith(".JPEG")]
+    members = {
+        "train": [(n, n.split("/")[2]) for n in sorted(pictures)],
+        "test": [(f"{top}/val/images/{line.split()[0]}", line.split()[1]) for line in annotations],
+    }
+    arrays = {}
+    for split, files in members.items():
+        arrays[f"{split}_images"] = np.stack([np.asarray(Image.open(archive.open(n)).convert("RGB")) for n, _ in files])
+        arrays[f"{split}_labels"] = np.array([ids.index(wnid) for _, wnid in files], dtype=np.int64)
+    return arrays, tuple(words[wnid].split(",")[0] for wnid in ids)
+
+
+def _torchvision(name: str, folder: Path) -> Any:
+    try:
+        import torchvision
+    except ImportError as error:
+        raise ImportError(
+            f"{name} is not in {folder}, and downloading it needs torchvision, which is not installed: "
+            "install torchvision, or put the four arrays there (see cnlib.data)"
+        ) from error
+    return torchvision
+
+
+def _unreachable(name: str, folder: Path, error: Exception) -> ConnectionError:
+    return ConnectionError(
+        f"{name} is not in {folder} and could not be downloaded ({error}). Either connect and try again, or copy "
+        f"train_images.npy, train_labels.npy, test_images.npy and test_labels.npy from another machine into {folder} "
+        "(CNLIB_DATA names its parent)"
+    )
+
+
+@lru_cache(maxsize=1)
+def digits() -> ImageData:
+    """The 1,797 handwritten digits (8x8) that scikit-learn ships, grey levels 0 to 16 scaled to 0 to 255.
+
+    Every fifth image of each class is in the test set: a fixed, stratified split of four to one.
+    Source: E. Alpaydin and C. Kaynak, Optical Recognition of Handwritten Digits, UCI (1998).
+    """
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        raise ImportError("digits ships with scikit-learn, which is not installed: install scikit-learn") from error
+    bunch = load_digits()
+    images = np.rint(bunch.images[..., None] * (255 / 16)).astype(np.uint8)
+    labels = bunch.target.astype(np.int64)
+    rank = np.empty_like(labels)
+    for label in range(10):
+        rank[labels == label] = np.arange((labels == label).sum())
+    test = rank % 5 == 4
+    return ImageData("digits", images[~test], labels[~test], images[test], labels[test], TEN)
+
+
+TRAIN_FLAG = ({"train": True}, {"train": False})
+CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+FASHION = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
+
+SOURCES = {
+    "cifar10": Source((32, 32, 3), 10, torchvision_sets("CIFAR10", TRAIN_FLAG), CIFAR10),
+    "cifar100": Source((32, 32, 3), 100, torchvision_sets("CIFAR100", TRAIN_FLAG)),
+    "mnist": Source((28, 28, 1), 10, torchvision_sets("MNIST", TRAIN_FLAG), TEN),
+    "fashion-mnist": Source((28, 28, 1), 10, torchvision_sets("FashionMNIST", TRAIN_FLAG), FASHION),
+    "svhn": Source((32, 32, 3), 10, torchvision_sets("SVHN", ({"split": "train"}, {"split": "test"})), TEN),
+    "tiny-imagenet": Source((64, 64, 3), 200, tiny_imagenet),
+}
