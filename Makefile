@@ -66,7 +66,7 @@ lint: setup ## style, types, spelling, stripped notebooks; changes nothing
 	$(if $(NOTEBOOKS),$(BIN)/nbstripout --verify $(NOTEBOOKS))
 
 format: setup ## rewrite code in the house style and strip the notebooks
-	$(BIN)/ruff check --fix .
+	$(BIN)/ruff check --fix --exit-zero -q .
 	$(BIN)/ruff format .
 	$(if $(NOTEBOOKS),$(BIN)/nbstripout $(NOTEBOOKS))
 

@@ -67,7 +67,7 @@ def add_buttons(app: Sphinx, pagename: str, templatename: str, context: dict[str
             name = address.removeprefix("https://github.com/")
             url += f"github/{name}/blob/gh-pages/_sources/{pagename}.ipynb"
             tooltip = "Run this chapter on Colab"
-        buttons.append(_link("", url, tooltip, "_static/images/logo_colab.png", "colab-button"))
+        buttons.append(_link("Colab", url, tooltip, "_static/images/logo_colab.png", "colab-button"))
     if address:
         # GitLab keeps its pages under /-/
         prefix = address if "gitlab" not in address else f"{address}/-"

@@ -1,5 +1,6 @@
 """The built pages in a real browser. Needs a system Chromium; never run in CI."""
 
+import contextlib
 import functools
 import http.server
 import os
@@ -24,6 +25,10 @@ KNOWN = {"aria-required-children"}  # docutils: a list whose entries have the mo
 
 class Quiet(http.server.SimpleHTTPRequestHandler):
     def log_message(self, *args: Any) -> None: ...
+
+    def copyfile(self, *args: Any) -> None:
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # the browser left the page
+            super().copyfile(*args)
 
 
 @pytest.fixture(scope="module")
