@@ -94,21 +94,24 @@ def stamp_notebooks(app: Sphinx, error: Exception | None) -> None:
 
 
 def _plain(line: str) -> str:
-    """``(N, C, *)`` is a shape and ``|x|`` a norm, not markup; text in double backticks is left alone."""
-    parts = line.split("``")
+    """``(N, C, *)`` is a shape and ``|x|`` a norm, not markup; what stands in backticks is code."""
+    parts = re.split(r"`+([^`]+)`+", line)
     parts[::2] = [re.sub(r"([*|]|(?<=\w)_(?!\w))", r"\\\1", part) for part in parts[::2]]
-    return "``".join(parts)
+    parts[1::2] = [f"``{part}``" for part in parts[1::2]]
+    return "".join(parts)
 
 
 def plain_docstrings(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
     """Docstrings are plain text: paragraphs, and indented lines that keep their line breaks."""
     out: list[str] = []
-    indented = False
+    block = 0  # indentation of the lines being kept, 0 in a paragraph
     for line in lines:
-        if line.strip() and (line[0] == " ") != indented:
-            indented = not indented
+        text, indent = _plain(line.strip()), len(line) - len(line.lstrip())
+        if text and bool(indent) != bool(block):
+            block = indent
             out.append("")
-        out.append("| " + _plain(line.strip()) if indented and line.strip() else _plain(line))
+        # deeper than the block's first line: goes on from the line before
+        out.append(text if not (block and text) else f"| {text}" if indent <= block else f"  {text}")
     lines[:] = out
 
 

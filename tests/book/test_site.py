@@ -35,16 +35,10 @@ def test_cache_follows_the_package_the_pins_and_the_settings(tmp_path: Path, mon
 
 
 def test_docstrings_are_plain_text() -> None:
-    lines = ["x: (N, C, *); |x| and ``a * b``", '    "table"  a row', '    "linear"  W r', "y_: a name"]
+    lines = ["x: (N, C, *); |x| and ``a * b`` or `b_`", "    a: first", "        goes on", "    b: next", "y_: a name"]
     plain_docstrings(None, "", "", None, None, lines)  # type: ignore[arg-type]
-    assert lines == [
-        r"x: (N, C, \*); \|x\| and ``a * b``",
-        "",
-        '| "table"  a row',
-        '| "linear"  W r',
-        "",
-        r"y\_: a name",
-    ]
+    expected = ["", "| a: first", "  goes on", "| b: next", "", r"y\_: a name"]
+    assert lines == [r"x: (N, C, \*); \|x\| and ``a * b`` or ``b_``", *expected]
 
 
 def test_built_pages_have_no_dead_link_and_load_nothing_from_outside(site: Path) -> None:
