@@ -1,0 +1,9 @@
+"""One loop for all experiments: ``train(Config(...), "runs/bn-s0.jsonl")`` trains, resumes, or returns the record."""
+
+from cnlib.training.checkpoint import Busy
+from cnlib.training.config import Config
+from cnlib.training.loop import train
+from cnlib.training.records import Run, read
+from cnlib.training.trainer import Trainer
+
+__all__ = ["Busy", "Config", "Run", "Trainer", "read", "train"]

@@ -1,0 +1,106 @@
+"""The training loop: every experiment of the book goes through `train`."""
+
+from __future__ import annotations
+
+import os
+import time
+from contextlib import ExitStack
+from pathlib import Path
+
+import torch
+
+from cnlib.data import ImageData
+from cnlib.data import load as load_data
+from cnlib.training import checkpoint, records
+from cnlib.training.config import Config
+from cnlib.training.metrics import plain
+from cnlib.training.progress import reporter
+from cnlib.training.trainer import Trainer
+
+
+def train(
+    config: Config,
+    record: str | os.PathLike[str] | None = None,
+    *,
+    data: ImageData | None = None,
+    device: str | torch.device = "cpu",
+    progress: bool | None = None,
+) -> records.Run:
+    """Train what `config` says, or go on where a killed run stopped, or return what is recorded.
+
+    record: path of the JSON Lines file; checkpoint and lock lie beside it. None keeps everything in memory.
+    data: instead of ``cnlib.data.load(config.dataset)``. progress: None shows a bar where somebody watches.
+    Raises ValueError where `record` holds another configuration, checkpoint.Busy where another process writes it.
+    A loss that is no longer finite ends the run with status "diverged".
+
+    On the CPU a resumed run is the uninterrupted one, bit for bit, in metrics and weights, at equal numbers of threads.
+    """
+    device = torch.device(device)
+    if record is None:
+        return _train(config, None, data, device, progress)
+    path = Path(record)
+    with checkpoint.locked(path):
+        if path.exists():
+            lines = records.read_lines(path)
+            if lines and (other := Config.from_dict(lines[0]["config"])) != config:
+                raise ValueError(
+                    f"{path} records another configuration ({config.difference(other)}): "
+                    "choose another file, or move that one away"
+                )
+            if lines and lines[-1]["type"] == "final":
+                return records.as_run(path.stem, lines)
+        return _train(config, path, data, device, progress)
+
+
+def _train(
+    config: Config, path: Path | None, data: ImageData | None, device: torch.device, progress: bool | None
+) -> records.Run:
+    mark = time.perf_counter()
+    with ExitStack() as stack:
+        # the caller's random numbers are none of our business: they go on as if nothing had been drawn here
+        stack.callback(checkpoint.set_rng_state, checkpoint.rng_state(device), device)
+        saved = path.with_suffix(".pt") if path else None
+        state = checkpoint.load(saved, device) if saved and saved.exists() else None
+        if state is not None and (other := Config.from_dict(state["config"])) != config:
+            raise ValueError(f"{saved} belongs to another configuration ({config.difference(other)}): move it away")
+        data = load_data(config.dataset) if data is None else data
+        trainer = Trainer(config, data.subset(config.train_size, config.test_size), device, state)
+        begun = {
+            "provenance": records.provenance(device, data.checksum),
+            "contexts_seconds": trainer.contexts_seconds,
+            "setup_seconds": time.perf_counter() - mark,
+        }
+        if state is None:
+            lines: list[records.Line] = [{"type": "header", "config": config.to_dict(), **begun}]
+        else:
+            lines = [*state["lines"], {"type": "resume", "after_epoch": trainer.epoch, **begun}]
+        name = path.stem if path else f"{config.norm}-s{config.seed}"
+        report, close = reporter(config.epochs, name, progress)
+        stack.callback(close)
+        mark = time.perf_counter()
+        while trainer.epoch < config.epochs and not _diverged(lines):
+            metrics = trainer.run_epoch()
+            now = time.perf_counter()
+            row = {key: plain(value) for key, value in metrics.items()}
+            # since the row before: writing that row and its checkpoint is in here, nothing is left out
+            lines.append({"type": "epoch", "epoch": trainer.epoch, **row, "seconds": now - mark})
+            mark = now
+            if path and saved:
+                # the checkpoint carries the lines: whichever of the two files a kill leaves behind, they agree again
+                checkpoint.save(saved, {"config": config.to_dict(), "lines": lines, **trainer.state()})
+                records.write_lines(path, lines)
+            report(
+                trainer.epoch, f"train loss {metrics['train_loss']:.3f}, test accuracy {metrics['test_accuracy']:.3f}"
+            )
+        status = "diverged" if _diverged(lines) else "finished"
+        lines.append({"type": "final", "status": status, **records.summary(lines), **trainer.memory()})
+        if path:
+            records.write_lines(path, lines)
+    run = records.as_run(name, lines)
+    run.model = trainer.model
+    return run
+
+
+def _diverged(lines: list[records.Line]) -> bool:
+    rows = [line for line in lines if line["type"] == "epoch"]
+    return bool(rows) and rows[-1]["train_loss"] is None

@@ -1,0 +1,63 @@
+"""Loss, accuracy, top-5, and macro precision, recall and F1, from one confusion matrix kept on the device."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+NAMES = ("loss", "accuracy", "top5", "precision", "recall", "f1")
+
+
+def macro_scores(confusion: Tensor) -> tuple[float, float, float]:
+    """Macro precision, recall and F1 of a (K, K) matrix of counts, rows true and columns predicted.
+
+    As scikit-learn computes them: averaged over the classes that occur as truth or prediction; 0/0 counts as 0.
+    """
+    counts = confusion.double()
+    hits, true, predicted = counts.diagonal(), counts.sum(1), counts.sum(0)
+    present = (true + predicted) > 0
+    scores = (hits / predicted.clamp_min(1), hits / true.clamp_min(1), 2 * hits / (true + predicted).clamp_min(1))
+    precision, recall, f1 = (float(score[present].mean()) for score in scores)
+    return precision, recall, f1
+
+
+class Meter:
+    """Adds up batches without waiting for the device; `compute` waits once."""
+
+    def __init__(self, num_classes: int, device: torch.device | str = "cpu") -> None:
+        self.confusion = torch.zeros(num_classes, num_classes, dtype=torch.int64, device=device)
+        self.top5 = torch.zeros((), dtype=torch.int64, device=device)
+        self.losses: list[Tensor] = []
+        self.sizes: list[int] = []
+
+    @torch.no_grad()
+    def update(self, logits: Tensor, labels: Tensor, loss: Tensor) -> None:
+        """logits (N, K), labels (N,), loss: mean over the N samples."""
+        k = len(self.confusion)
+        pairs = labels * k + logits.argmax(1)
+        self.confusion.view(-1).index_add_(0, pairs, torch.ones_like(pairs))
+        # Counting the classes below the true one takes ties, and NaN, against the model.
+        below = (logits < logits.gather(1, labels[:, None])).sum(1)
+        self.top5 += (below >= k - 5).sum()
+        self.losses.append(loss.detach())
+        self.sizes.append(len(labels))
+
+    def compute(self) -> dict[str, float]:
+        """{name: value} for NAMES; the loss is not finite as soon as one batch's was not."""
+        n = sum(self.sizes)
+        losses = torch.stack(self.losses).float().cpu().double()
+        confusion = self.confusion.cpu()
+        values = (
+            float(losses @ torch.tensor(self.sizes, dtype=torch.float64)) / n,
+            float(confusion.diagonal().sum()) / n,
+            float(self.top5.cpu()) / n,
+            *macro_scores(confusion),
+        )
+        return dict(zip(NAMES, values, strict=True))
+
+
+def plain(value: float) -> float | None:
+    """JSON has no NaN and no infinity: they are written as null."""
+    return value if math.isfinite(value) else None

@@ -1,0 +1,160 @@
+"""One run, one JSON Lines file: a header, a line an epoch, a final line. Written whole and atomically each time."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import torch
+from torch import nn
+
+from cnlib.training.config import Config
+
+Line = dict[str, Any]
+
+
+@dataclass
+class Run:
+    """A recorded run.
+
+    epochs: {"epoch", "train_loss", "test_accuracy", ..., "train_seconds"}: one value an epoch, NaN where it was not
+    finite. status: "finished", "diverged", or "unfinished". model: the trained network, only right after training.
+    """
+
+    name: str
+    config: Config
+    provenance: dict[str, Any]
+    epochs: dict[str, np.ndarray]
+    status: str
+    final: dict[str, Any] = field(default_factory=dict)
+    model: nn.Module | None = None
+
+    @property
+    def label(self) -> str:
+        """What to write beside a number from this run: its profile ("paper", "reduced", ...)."""
+        return self.config.profile
+
+
+def write_atomic(path: Path, write: Any) -> None:
+    """Call write(binary file) on a file beside `path`, and move it into place when all of it is on disk."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    file: BinaryIO
+    try:
+        with open(temporary, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_lines(path: Path, lines: Iterable[Line]) -> None:
+    text = "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines)
+    write_atomic(path, lambda file: file.write(text.encode()))
+
+
+def read_lines(path: Path) -> list[Line]:
+    """The lines of a record. A truncated last line (a copy that was cut short) is left out; any other damage raises."""
+    rows = path.read_bytes().decode(errors="replace").split("\n")
+    lines = []
+    for number, row in enumerate(rows, start=1):
+        try:
+            if row.strip():
+                lines.append(json.loads(row))
+        except json.JSONDecodeError as error:
+            if number < len(rows):
+                raise ValueError(
+                    f"{path}, line {number} is not JSON ({error}): restore or remove the record"
+                ) from error
+    if lines and lines[0].get("type") != "header":
+        raise ValueError(f"{path} does not start with a header line: it is not a record of a run")
+    return lines
+
+
+def read(path: str | os.PathLike[str]) -> Run:
+    """The run recorded in a file. Raises FileNotFoundError, or ValueError for a file that is not a whole record."""
+    path = Path(path)
+    lines = read_lines(path)
+    if not lines:
+        raise ValueError(f"{path} is empty: remove it")
+    return as_run(path.stem, lines)
+
+
+def as_run(name: str, lines: list[Line]) -> Run:
+    header = lines[0]
+    rows = [line for line in lines if line["type"] == "epoch"]
+    final = next((line for line in lines if line["type"] == "final"), {})
+    keys = dict.fromkeys(key for row in rows for key in row if key != "type")
+    epochs = {key: np.array([np.nan if row.get(key) is None else row[key] for row in rows]) for key in keys}
+    return Run(
+        name=name,
+        config=Config.from_dict(header["config"]),
+        provenance=header["provenance"],
+        epochs=epochs,
+        status=final.get("status", "unfinished"),
+        final={key: value for key, value in final.items() if key not in ("type", "status")},
+    )
+
+
+def summary(lines: list[Line]) -> dict[str, Any]:
+    """The running best on the test set (the papers reload it before each test), and the sum of all seconds."""
+    rows = [line for line in lines if line["type"] == "epoch"]
+    best = max(rows, key=lambda row: row["test_accuracy"], default=None)
+    seconds = sum(line.get("seconds", 0) + line.get("setup_seconds", 0) for line in lines)
+    if best is None:
+        return {"seconds": seconds}
+    return {"best_test_accuracy": best["test_accuracy"], "best_epoch": best["epoch"], "seconds": seconds}
+
+
+def provenance(device: torch.device, data_checksum: str) -> dict[str, Any]:
+    """What besides the configuration can move a number: versions, device, threads, data."""
+    from cnlib import __version__
+
+    return {
+        "cnlib": __version__,
+        "commit": _commit(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "platform": sys.platform,
+        "device": _device_name(device),
+        "threads": torch.get_num_threads(),
+        "data": data_checksum,
+    }
+
+
+def _device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    if device.type == "cpu":
+        with suppress(OSError):
+            for line in Path("/proc/cpuinfo").read_text().splitlines():
+                if line.startswith("model name"):
+                    return f"cpu: {line.split(':', 1)[1].strip()}"
+    return f"{device.type}: {platform.machine()}"
+
+
+def _commit() -> str | None:
+    """The last commit that touched the package, "-dirty" where files differ from it; None outside its repository."""
+    package = Path(__file__).resolve().parents[1]
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(package), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+
+    with suppress(OSError, subprocess.SubprocessError):
+        if commit := git("log", "-1", "--format=%h", "--", "."):
+            changed = git("status", "--porcelain", "--untracked-files=no", "--", "*.py")
+            return commit + ("-dirty" if changed else "")
+    return None
