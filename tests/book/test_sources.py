@@ -62,6 +62,12 @@ def test_api_page_names_everything_public() -> None:
     assert not missing
 
 
+def test_readme_example_runs() -> None:
+    (example,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    exec(example, names := {})
+    assert names["y"].shape == names["x"].shape
+
+
 def test_errata_page_is_executed() -> None:
     assert "kernelspec" in (ROOT / "book" / "errata.md").read_text().split("---")[1]
 
