@@ -3,7 +3,8 @@
 from cnlib.norm.batch import BatchNorm, batch_norm
 from cnlib.norm.context import ContextNorm, context_norm, context_norm_plus
 from cnlib.norm.family import GroupNorm, InstanceNorm, LayerNorm
-from cnlib.norm.mixture import MixtureNorm, mixture_norm, responsibilities
+from cnlib.norm.gaussians import responsibilities
+from cnlib.norm.mixture import MixtureNorm, mixture_norm
 from cnlib.norm.placement import convert, use_context
 
 __all__ = [

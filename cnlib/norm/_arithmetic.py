@@ -6,6 +6,8 @@ On a CPU a fresh tensor the size of x costs more than a pass over it. So the fir
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 from torch import Tensor
 
@@ -18,6 +20,16 @@ def widen(x: Tensor) -> Tensor:
 def wide_type(x: Tensor) -> torch.dtype:
     """The type ``widen`` would give."""
     return torch.promote_types(x.dtype, torch.float32)
+
+
+def flatten(x: Tensor) -> Tensor:
+    """(N, C) or (N, C, *) as (N, C, L); -1 cannot say this of an empty batch."""
+    return x.reshape(x.shape[0], x.shape[1], x.shape[2:].numel())
+
+
+def no_autocast(x: Tensor) -> AbstractContextManager[object]:
+    """Keep matrix products of statistics in the type of their inputs; the meta device knows no autocast."""
+    return nullcontext() if x.device.type == "meta" else torch.autocast(x.device.type, enabled=False)
 
 
 def _differentiable(*tensors: Tensor) -> bool:

@@ -93,7 +93,7 @@ def check_priors(priors: Tensor, num_components: int, who: str) -> None:
     check_values(
         (priors >= 0).all() & ((priors.sum() - 1).abs() < 1e-3),
         lambda: (
-            f"{who}: priors {priors.tolist()} sum to {float(priors.sum()):g}, expected non-negative values that sum to 1"
+            f"{who}: priors {priors.tolist()} sum to {float(priors.sum()):g}, expected values of at least 0 with sum 1"
         ),
     )
 
@@ -108,6 +108,4 @@ def check_responsibilities(tau: Tensor, x: Tensor, num_components: int | None, w
     if not tau.is_floating_point():
         raise TypeError(f"{who}: responsibilities have type {tau.dtype}, expected a real floating type")
     if tau.device != x.device:
-        raise ValueError(
-            f"{who}: responsibilities are on {tau.device} and x on {x.device}; move them with .to(x.device)"
-        )
+        raise ValueError(f"{who}: responsibilities are on {tau.device} and x on {x.device}; use .to(x.device)")

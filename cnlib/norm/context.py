@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cnlib.norm._arithmetic import affine, product, wide_type, widen
+from cnlib.norm._arithmetic import affine, flatten, no_autocast, product, wide_type, widen
 from cnlib.norm._checks import check_context, check_gradient, check_input, check_moments, check_positive
-from cnlib.norm.mixture import mixture_norm, responsibilities
+from cnlib.norm.gaussians import responsibilities
+from cnlib.norm.mixture import mixture_norm
 
 ENCODERS = ("table", "linear", "embedder")
 INFERENCE = ("cn", "cn+")
@@ -85,7 +86,7 @@ def normalize_context(
     if weight is not None and bias is not None:
         weight, bias = weight.to(dtype), bias.to(dtype)
     run = ContextStandardize.apply if gradient == "manual" else context_standardize
-    return run(x.reshape(*x.shape[:2], -1), context, mean, var, weight, bias, eps).reshape(x.shape)
+    return run(flatten(x), context, mean, var, weight, bias, eps).reshape(x.shape)
 
 
 def context_norm(
@@ -195,7 +196,7 @@ class ContextNorm(nn.Module):
             mean = self.mean_encoder.weight.t() + self.mean_encoder.bias
             log_var = self.log_var_encoder.weight.t() + self.log_var_encoder.bias
         else:
-            with torch.autocast(self.embedder.weight.device.type, enabled=False):
+            with no_autocast(self.embedder.weight):
                 alpha = self.embedder.weight.t() + self.embedder.bias
                 mean, log_var = self.mean_encoder(alpha), self.log_var_encoder(alpha)
         return widen(mean), widen(log_var).exp()

@@ -1,68 +1,27 @@
 """Mixture normalization (Kalayeh & Shah 2019), eq. (3)-(4) of the French CN paper, (6)-(7) of the ICDM paper.
 
-The mixture lives in R^C: one of its samples is the channel vector at one position. Chapter 5.
+Chapter 5.
 """
 
 from __future__ import annotations
 
-from functools import reduce
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from cnlib.norm._arithmetic import add_product, affine, product, wide_type, widen
+from cnlib.norm._arithmetic import add_product, affine, flatten, wide_type, widen
 from cnlib.norm._checks import (
     check_gradient,
     check_input,
-    check_moments,
     check_positive,
     check_priors,
     check_responsibilities,
     check_values,
 )
+from cnlib.norm.gaussians import collect, em_step, invert, log_joint, mass, mix, mixture_moments, seed_means
 
 # Everywhere below: x (N, C, L), tau (N, K, L) or (N, K, 1), one value a component and channel (K, C).
-
-
-def mix(tau: Tensor, values: Tensor) -> Tensor:
-    """sum_k tau_k values_k: (N, C, L). Never K copies of x: one matrix product, or one fused loop."""
-    if torch.compiler.is_compiling():  # written out, so that it fuses with whatever reads it
-        return reduce(torch.add, (tau[:, k, None] * values[k, :, None] for k in range(len(values))))
-    with torch.autocast(tau.device.type, enabled=False):
-        return torch.matmul(values.t(), tau)
-
-
-def collect(tau: Tensor, z: Tensor) -> Tensor:
-    """sum over samples and positions of tau_k z: (K, C)."""
-    if torch.compiler.is_compiling():
-        return torch.stack([(tau[:, k, None] * z).sum(-1).sum(0) for k in range(tau.shape[1])])
-    with torch.autocast(tau.device.type, enabled=False):
-        return torch.matmul(tau.expand(-1, -1, z.shape[-1]), z.transpose(1, 2)).sum(0)
-
-
-def mass(tau: Tensor, positions: int) -> Tensor:
-    """sum over samples and positions of tau: (K, 1)."""
-    return tau.sum((0, 2)).mul(positions // tau.shape[2]).unsqueeze(1)
-
-
-def invert(values: Tensor) -> Tensor:
-    """1 / values, and 0 where a component is empty: it then takes no part in anything."""
-    return torch.where(values > 0, 1 / values.clamp_min(torch.finfo(values.dtype).tiny), 0.0)
-
-
-def mixture_moments(x: Tensor, tau: Tensor) -> tuple[Tensor, Tensor]:
-    """E_B[tau-hat_k x] and E_B[tau-hat_k (x - m_k)^2], each (K, C).
-
-    The weights tau-hat_k = tau_k / sum_B tau_k sum to 1 over the batch: these expectations are sums.
-    """
-    inverse = invert(mass(tau, x.shape[2]))
-    mean = collect(tau, x) * inverse
-    rows = []
-    for k in range(len(mean)):  # one component at a time: exact where E[x^2] - m^2 is not, one copy of x
-        centered = x - mean[k, :, None]
-        rows.append(collect(tau[:, k : k + 1], product(centered, centered)))
-    return mean, torch.cat(rows) * inverse
 
 
 def mixture_affine(
@@ -148,73 +107,6 @@ class MixtureStandardize(torch.autograd.Function):
         return d_x, d_tau, d_priors, d_weight, d_bias, None
 
 
-def log_joint(x: Tensor, priors: Tensor, mean: Tensor, var: Tensor) -> Tensor:
-    """log lambda_k + log N(x; m_k, diag v_k) up to the constant all components share: (N, K, L).
-
-    The squares are summed as they are, not expanded: |x|^2 - 2 x m + m^2 cancels far from 0.
-    """
-    tiny, floor = torch.finfo(x.dtype).tiny, torch.finfo(x.dtype).min
-    var = var.clamp_min(tiny)
-    constant = priors.clamp_min(tiny).log() - 0.5 * var.log().sum(1)
-    rows = []
-    for k in range(len(mean)):
-        centered = x - mean[k, :, None]
-        rows.append(constant[k] - 0.5 * (centered * centered * (1 / var)[k, :, None]).sum(1))
-    # far from every component all squares overflow: an equal floor keeps the softmax a probability
-    return torch.stack(rows, 1).clamp_min(floor)
-
-
-class Responsibilities(torch.autograd.Function):
-    """softmax_k of ``log_joint`` with its gradient by hand. h_k = tau_k (g_k - sum_j tau_j g_j):
-
-    dl/dx = - sum_k h_k (x - m_k) / v_k      dl/dm_k = sum h_k (x - m_k) / v_k
-    dl/dv_k = 1/2 sum h_k ((x - m_k)^2 / v_k^2 - 1 / v_k)      dl/dlambda_k = sum h_k / lambda_k
-    """
-
-    @staticmethod
-    def forward(ctx, x, priors, mean, var):  # type: ignore[no-untyped-def]
-        tau = log_joint(x, priors, mean, var).softmax(1)
-        ctx.save_for_backward(x, priors, mean, var, tau)
-        return tau
-
-    @staticmethod
-    def backward(ctx, g):  # type: ignore[no-untyped-def]
-        x, priors, mean, var, tau = ctx.saved_tensors
-        h = tau * (g - (tau * g).sum(1, keepdim=True))
-        center = (priors.unsqueeze(1) * mean).sum(0)
-        shifted, offset, precision = x - center[:, None], mean - center, 1 / var
-        total = mass(h, x.shape[2])
-        d_x = mix(h, precision * offset) - shifted * mix(h, precision)
-        d_mean = (collect(h, shifted) - offset * total) * precision
-        squares = []
-        for k in range(len(mean)):
-            centered = x - mean[k, :, None]
-            squares.append(collect(h[:, k : k + 1], centered * centered))
-        d_var = 0.5 * (torch.cat(squares) * precision - total) * precision
-        return d_x, total[:, 0] * invert(priors), d_mean, d_var
-
-
-def responsibilities(x: Tensor, priors: Tensor, mean: Tensor, var: Tensor, gradient: str = "manual") -> Tensor:
-    """tau_k(x) = p(k | x) under a mixture of diagonal Gaussians over the channel vector.
-
-    x: (N, C) or (N, C, *); priors: (T,); mean, var: (T, C). Returns (N, T) or (N, T, *), float32 at least,
-    computed in log space: at C = 128 the densities themselves underflow.
-    Raises ValueError for wrong shapes, negative variances, priors that do not sum to 1.
-    Source: the unnumbered definition of tau_k before eq. (3), French paper; after eq. (5), ICDM paper.
-    """
-    check_input(x, None, "responsibilities")
-    check_moments(mean, var, x.shape[1], "responsibilities")
-    check_priors(priors, mean.shape[0], "responsibilities")
-    wide = widen(x)
-    priors, mean, var = (t.to(wide.dtype) for t in (priors, mean, var))
-    flat = wide.reshape(*x.shape[:2], -1)
-    if check_gradient(gradient) == "manual":
-        tau = Responsibilities.apply(flat, priors, mean, var)
-    else:
-        tau = log_joint(flat, priors, mean, var).softmax(1)
-    return tau.reshape(x.shape[0], mean.shape[0], *x.shape[2:])
-
-
 def normalize_mixture(
     x: Tensor, tau: Tensor, priors: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, gradient: str
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -222,7 +114,7 @@ def normalize_mixture(
     c, dtype = x.shape[1], wide_type(x)
     weight = x.new_ones(c, dtype=dtype) if weight is None else weight.to(dtype)
     bias = x.new_zeros(c, dtype=dtype) if bias is None else bias.to(dtype)
-    flat, tau = x.reshape(*x.shape[:2], -1), tau.to(dtype).reshape(*tau.shape[:2], -1)
+    flat, tau = flatten(x), tau.to(dtype).reshape(*tau.shape[:2], -1)
     run = MixtureStandardize.apply if gradient == "manual" else mixture_standardize
     y, mean, var = run(flat, tau, priors.to(dtype), weight, bias, eps)
     return y.reshape(x.shape), mean, var
@@ -241,23 +133,6 @@ def mixture_norm(
     check_responsibilities(responsibilities, x, None, "mixture_norm")
     check_priors(priors, responsibilities.shape[1], "mixture_norm")
     return normalize_mixture(x, responsibilities, priors, None, None, eps, check_gradient(gradient))[0]
-
-
-@torch.no_grad()
-def seed_means(x: Tensor, num_components: int) -> Tensor:
-    """k-means++ on the channel vectors of x (N, C, L): means (K, C), each a vector of the batch."""
-    n, _, length = x.shape
-    distance = x.new_full((n, length), 1.0)
-    means: list[Tensor] = []
-    for _ in range(num_components):
-        # inverse-CDF draw; a tensor index keeps it inside a compiled graph
-        cumulative = distance.flatten().double().cumsum(0)
-        pick = torch.searchsorted(cumulative, torch.rand(1, device=x.device).double() * cumulative[-1])
-        pick = pick.clamp_max(n * length - 1)
-        means.append(x[pick // length, :, pick % length])
-        to_new = (x - means[-1][:, :, None]).square().sum(1)
-        distance = to_new if len(means) == 1 else torch.minimum(distance, to_new)
-    return torch.cat(means)
 
 
 class MixtureNorm(nn.Module):
@@ -298,14 +173,26 @@ class MixtureNorm(nn.Module):
         self.gradient = check_gradient(gradient)
         at: dict[str, Any] = {"device": device, "dtype": dtype}
         k, c = num_components, num_features
-        self.weight = nn.Parameter(torch.ones(c, **at)) if affine else None
-        self.bias = nn.Parameter(torch.zeros(c, **at)) if affine else None
-        self.register_buffer("running_prior", torch.full((k,), 1 / k, **at))
-        self.register_buffer("running_mean", torch.zeros(k, c, **at))
-        self.register_buffer("running_var", torch.ones(k, c, **at))
+        self.weight = nn.Parameter(torch.empty(c, **at)) if affine else None
+        self.bias = nn.Parameter(torch.empty(c, **at)) if affine else None
+        self.register_buffer("running_prior", torch.empty(k, **at))
+        self.register_buffer("running_mean", torch.empty(k, c, **at))
+        self.register_buffer("running_var", torch.empty(k, c, **at))
         self.register_buffer("num_batches_tracked", torch.tensor(0, device=device))
-        self.started = False  # Python's copy of num_batches_tracked > 0: a branch a compiled graph can take
         self.given: Tensor | None = None  # set by use_context
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """weight 1, bias 0; no mixture: priors 1/K, means 0, variances 1, until the first batch starts it."""
+        if self.weight is not None and self.bias is not None:
+            self.weight.fill_(1.0)
+            self.bias.fill_(0.0)
+        self.running_prior.fill_(1 / self.num_components)
+        self.running_mean.fill_(0.0)
+        self.running_var.fill_(1.0)
+        self.num_batches_tracked.zero_()
+        self.started = False  # Python's copy of num_batches_tracked > 0: a branch a compiled graph can take
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         super()._load_from_state_dict(state_dict, prefix, *args)
@@ -341,7 +228,7 @@ class MixtureNorm(nn.Module):
     @torch.no_grad()
     def _fit(self, x: Tensor) -> Tensor:
         """tau (N, K, *) after em_steps of EM; the last M-step is the normalization's own moments."""
-        flat = x.reshape(*x.shape[:2], -1)
+        flat = flatten(x)
         if self.started:
             buffers = (self.running_prior, self.running_mean, self.running_var)
             priors, mean, var = (b.to(x.dtype) for b in buffers)
@@ -372,7 +259,7 @@ class MixtureNorm(nn.Module):
     def _evaluate(self, x: Tensor, given: Tensor | None) -> Tensor:
         wide = widen(x)
         priors, mean, var = (b.to(wide.dtype) for b in (self.running_prior, self.running_mean, self.running_var))
-        flat = wide.reshape(*x.shape[:2], -1)
+        flat = flatten(wide)
         if given is None:
             tau = log_joint(flat, priors, mean, var + self.eps).softmax(1)
         else:
@@ -386,10 +273,3 @@ class MixtureNorm(nn.Module):
             f"{self.num_features}, num_components={self.num_components}, eps={self.eps}, momentum={self.momentum}, "
             f"affine={self.affine}, em_steps={self.em_steps}, gradient={self.gradient!r}"
         )
-
-
-def em_step(x: Tensor, tau: Tensor, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """M-step from tau (N, K, L): priors (K,), means and variances (K, C); an empty component stays put."""
-    total = mass(tau, x.shape[2])
-    new_mean, new_var = mixture_moments(x, tau)
-    return (total / total.sum())[:, 0], torch.where(total > 0, new_mean, mean), torch.where(total > 0, new_var, var)

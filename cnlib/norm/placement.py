@@ -63,7 +63,8 @@ def _give(model: nn.Module, ids: Tensor | None, responsibilities: Tensor | None)
 
 def _take(replica: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     """Runs on each replica: its part of the batch arrives as keyword arguments and goes to its own layers."""
-    _give(replica, kwargs.pop("_ids", None), kwargs.pop("_responsibilities", None))
+    if "_ids" in kwargs:
+        _give(replica, kwargs.pop("_ids"), kwargs.pop("_responsibilities"))
     return args, kwargs
 
 
