@@ -100,9 +100,9 @@ class _Step:
 
 
 class _QuadraticStep(_Step):
-    """diag, spherical and tied: the log density is linear in [x^2, x] (diag) or [|x|^2, x], so a chunk takes one
-    matrix product for the densities and one for the moments. tied is spherical after whitening x by the shared
-    covariance."""
+    """diag, spherical and tied: the log density is linear in the squares (x - center)^2 (their sum but for diag) and
+    in x, so that matrix products give the densities and the moments. tied is spherical after whitening x by the
+    shared covariance."""
 
     def __init__(self, parameters: Parameters, covariance: str, reg_covar: float, scatter: Tensor | None):
         super().__init__(parameters)
@@ -111,54 +111,56 @@ class _QuadraticStep(_Step):
         self.factor: Tensor | None = None
         if covariance == "tied":
             self.factor = cholesky(covariances, "shared covariance")
-            self.whitener = torch.linalg.solve_triangular(
-                self.factor, torch.eye(self.num_features, dtype=means.dtype, device=means.device), upper=False
-            ).T.contiguous()
+            self.whitener = torch.linalg.solve_triangular(self.factor, torch.eye(len(self.factor)).to(means), upper=False).T
             means = means @ self.whitener
             precisions = torch.ones_like(means[:, :1])
             half_log_det = -self.factor.diagonal().log().sum()
+            self.origin = torch.zeros_like(means[0])  # of what the linear part is counted from
         else:
             variances = covariances.view(len(means), -1)  # (K, D) or (K, 1)
             if bool((variances <= 0).any()):
                 _collapsed("covariance", (variances <= 0).any(1))
             precisions = variances.reciprocal()
             half_log_det = 0.5 * precisions.log().sum(1) * (self.num_features / variances.shape[1])
-        self.squares = precisions.shape[1]  # how many of the features are squares: D or 1
-        self.matrix = torch.cat([-0.5 * precisions, precisions * means], 1)  # (K, squares + D)
-        self.constant = (self._constant(half_log_det) - 0.5 * (precisions * means.square()).sum(1))[:, None]
-        self.moments = torch.zeros_like(self.matrix)
+            self.origin = parameters.center
+        self.slopes, self.curvatures = precisions * means, -0.5 * precisions
+        constant = self._constant(half_log_det) - (self.slopes * (0.5 * means + self.origin)).sum(1)
+        self.constant = constant[:, None]
+        self.first, self.second = torch.zeros_like(self.slopes), torch.zeros_like(precisions)
 
     def log_joint(self, x: Tensor) -> Tensor:
-        features = self._rows(len(x), self.squares + self.num_features)
-        squares, linear = features[:, : self.squares], features[:, self.squares :]
-        if self.factor is None:
-            torch.sub(x, self.old.center, out=linear)
+        centered = torch.sub(x, self.old.center, out=self._rows(len(x), self.num_features))
+        # x itself, in cache already, serves as the linear part: only squares lose digits to an offset.
+        self.linear = x if self.factor is None else centered @ self.whitener
+        if self.second.shape[1] > 1:
+            self.squares = centered.square_()
         else:
-            linear.copy_((x - self.old.center) @ self.whitener)
-        if self.squares == 1:
-            torch.linalg.vecdot(linear, linear, out=squares[:, 0])
-        else:
-            torch.mul(linear, linear, out=squares)
-        self.features = features
-        return torch.addmm(self.constant, self.matrix, features.T)
+            self.squares = torch.linalg.vector_norm(
+                centered if self.factor is None else self.linear, dim=1, keepdim=True
+            ).square_()
+        logits = torch.addmm(self.constant, self.curvatures, self.squares.T)
+        return logits.addmm_(self.slopes, self.linear.T)
 
     def accumulate(self, responsibilities: Tensor) -> None:
         self.mass += responsibilities.sum(1)
-        self.moments.addmm_(responsibilities, self.features)
+        self.first.addmm_(responsibilities, self.linear)
+        self.second.addmm_(responsibilities, self.squares)
 
     def maximize(self) -> Parameters:
-        moments = self.moments / self.mass.clamp(min=TINY_MASS)[:, None]
-        second, means = moments[:, : self.squares], moments[:, self.squares :]
+        mass = self.mass.clamp(min=TINY_MASS)[:, None]
+        means, second = self.first / mass - self.origin, self.second / mass
         if self.factor is not None:
             assert self.scatter is not None
             means = means @ self.factor.T
             covariances = (self.scatter - (self.mass[:, None] * means).T @ means) / self.mass.sum()
             covariances.diagonal().add_(self.reg_covar)
-        elif self.squares == 1:
-            variances = (second[:, 0] - means.square().sum(1)) / self.num_features
-            covariances = variances.clamp_(min=0) + self.reg_covar
-        else:  # rounding may leave a constant feature a variance just under zero
-            covariances = (second - means.square()).clamp_(min=0) + self.reg_covar
+        else:
+            if second.shape[1] > 1 or self.num_features == 1:
+                variances = second - means.square()
+            else:
+                variances = (second - means.square().sum(1, keepdim=True)) / self.num_features
+            # Rounding may leave a constant feature a variance just under zero.
+            covariances = variances.clamp_(min=0).add_(self.reg_covar).view_as(self.old.covariances)
         return self._finish(means, covariances)
 
 

@@ -194,7 +194,7 @@ class GaussianMixture:
         return given
 
     def _samples(self, x: Array) -> Samples:
-        floats_per_feature = {"full": self.num_components, "diag": 2}.get(self.covariance, 1)
+        floats_per_feature = self.num_components if self.covariance == "full" else 1
         return Samples(x, self.device, self.chunk_size, floats_per_feature)
 
     def _evaluate(self, x: Array) -> Iterator[tuple[Samples, Tensor, Tensor]]:

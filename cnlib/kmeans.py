@@ -41,7 +41,7 @@ class Samples:
         self.device = torch.device(x.device if device is None else device)
         if self.device.type == "mps":
             self.device = torch.device("cpu")
-        budget = 2**18 if self.device.type == "cpu" else 2**24
+        budget = 2**19 if self.device.type == "cpu" else 2**24
         self.rows = rows or min(max(budget // (x.shape[1] * floats_per_feature), 256), 2**17)
         self.out_dtype = DTYPE if x.dtype == DTYPE else torch.float32
 
