@@ -1,4 +1,4 @@
-"""Our GaussianMixture beside scikit-learn's: same float64 data, same start, same number of iterations, two threads each.
+"""Our GaussianMixture beside scikit-learn's: same float64 data, start and number of iterations, two threads each.
 
     python -m benchmarks.mixture
 
@@ -49,7 +49,7 @@ def run(repeats: int = 5) -> list[dict[str, Any]]:
     before = torch.get_num_threads()
     torch.set_num_threads(THREADS)
     records = []
-    print(f"{'samples':>8} {'D':>4} {'covariance':>10} {'K':>3} {'ours s':>8} {'sklearn s':>9} {'speedup':>8}  log-likelihood")
+    print("samples    D covariance   K   ours s  sklearn s  speedup  log-likelihood: ours, sklearn")
     try:
         for samples, features, covariance, components in CASES:
             x = clusters(samples, features, components)
@@ -93,8 +93,8 @@ def run(repeats: int = 5) -> list[dict[str, Any]]:
             }
             records.append(record)
             print(
-                f"{samples:>8} {features:>4} {covariance:>10} {components:>3} {record['seconds']:>8.3f} "
-                f"{record['sklearn_seconds']:>9.3f} {record['speedup']:>8.2f}  "
+                f"{samples:>7} {features:>4} {covariance:>10} {components:>3} {record['seconds']:>8.3f} "
+                f"{record['sklearn_seconds']:>10.3f} {record['speedup']:>8.2f}  "
                 f"{record['log_likelihood']:.9f} {record['sklearn_log_likelihood']:.9f}"
             )
     finally:

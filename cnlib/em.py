@@ -111,7 +111,8 @@ class _QuadraticStep(_Step):
         self.factor: Tensor | None = None
         if covariance == "tied":
             self.factor = cholesky(covariances, "shared covariance")
-            self.whitener = torch.linalg.solve_triangular(self.factor, torch.eye(len(self.factor)).to(means), upper=False).T
+            eye = torch.eye(self.num_features, dtype=means.dtype, device=means.device)
+            self.whitener = torch.linalg.solve_triangular(self.factor, eye, upper=False).T
             means = means @ self.whitener
             precisions = torch.ones_like(means[:, :1])
             half_log_det = -self.factor.diagonal().log().sum()
@@ -215,7 +216,7 @@ def make_step(
 
 
 def unit_parameters(means: Tensor, center: Tensor, covariance: str) -> Parameters:
-    """Equal weights and unit covariances about (K, D) means: the likeliest component is the one with the nearest mean."""
+    """Equal weights and unit covariances about (K, D) means: the nearest mean is the likeliest component."""
     k, d = means.shape
     if covariance in ("full", "tied"):
         covariances = torch.eye(d, dtype=means.dtype, device=means.device)

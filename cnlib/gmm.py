@@ -8,8 +8,9 @@ import math
 import os
 import warnings
 from collections.abc import Iterator
-from typing import Self
+from typing import Any, Self
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -267,22 +268,30 @@ class GaussianMixture:
             noise *= covariances.view(len(means), -1)[labels].sqrt()
         return means[labels] + noise, labels
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the fitted mixture to one .npz file, atomically and without pickle. Device and given starts are not
-        part of it."""
+    def state(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+        """The fitted mixture as plain values and arrays. Device and given starts are not part of it."""
         if not hasattr(self, "means_"):
-            raise RuntimeError("nothing to save: call fit(x) first")
-        header = {"kind": "GaussianMixture"} | {name: getattr(self, name) for name in SAVED + FITTED}
-        arrays = {name: getattr(self, name).cpu().numpy() for name in ("weights_", "means_", "covariances_")}
-        write_npz(path, header, arrays)
+            raise RuntimeError("this mixture has no parameters yet: call fit(x) or load(path) first")
+        header = {name: getattr(self, name) for name in SAVED + FITTED}
+        return header, {name: getattr(self, name).cpu().numpy() for name in ("weights_", "means_", "covariances_")}
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str], device: torch.device | str | None = None) -> Self:
-        """Read what `save` wrote."""
-        header, arrays = read_npz(path, "GaussianMixture")
+    def from_state(
+        cls, header: dict[str, Any], arrays: dict[str, np.ndarray], device: torch.device | str | None = None
+    ) -> Self:
         mixture = cls(**{name: header[name] for name in SAVED}, device=device)
         for name in FITTED:
             setattr(mixture, name, header[name])
         for name, array in arrays.items():
             setattr(mixture, name, torch.from_numpy(array).to(device))
         return mixture
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the fitted mixture to one .npz file, atomically and without pickle."""
+        header, arrays = self.state()
+        write_npz(path, {"kind": "GaussianMixture", **header}, arrays)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], device: torch.device | str | None = None) -> Self:
+        """Read what `save` wrote."""
+        return cls.from_state(*read_npz(path, "GaussianMixture"), device=device)

@@ -134,6 +134,23 @@ def lloyd(x: Samples, center: Tensor, means: Tensor, max_iter: int = 100, tol: f
     return means
 
 
+def principal_axes(x: Samples, count: int, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Mean (D,) and the first principal axes (D, count) of the samples, by randomized subspace iteration (Halko,
+    Martinsson & Tropp 2011), so that no (D, D) matrix is formed. Each axis has its largest entry positive."""
+    center = x.center()
+    width = min(count + 10, len(center))
+    basis = torch.randn(len(center), width, generator=torch.Generator().manual_seed(seed), dtype=DTYPE).to(x.device)
+    for _ in range(8):
+        basis = torch.linalg.qr(basis).Q
+        image = torch.zeros_like(basis)  # scatter matrix times basis
+        for _, chunk in x.chunks():
+            chunk = chunk - center
+            image.addmm_(chunk.T, chunk @ basis)
+        basis, image = image, basis
+    axes = image @ torch.linalg.eigh(image.T @ basis).eigenvectors.flip(1)[:, :count]
+    return center, axes * axes.gather(0, axes.abs().argmax(0, keepdim=True)).sign()
+
+
 def start(
     x: Samples,
     center: Tensor,
