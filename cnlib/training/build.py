@@ -7,8 +7,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 import cnlib
+from cnlib import contexts
 from cnlib.data import ImageData
 from cnlib.models import ConvNet
 from cnlib.training.config import Config
@@ -23,7 +25,13 @@ NORMS: dict[str, Callable[[Config, int], nn.Module]] = {
     "cn": lambda config, c: cnlib.ContextNorm(c, config.num_contexts, encoder=config.encoder),
     "none": lambda config, c: nn.Identity(),
 }
-CONTEXTS = {"gmm": "GMMContexts", "random": "RandomContexts"}  # classes in cnlib.contexts
+CONTEXTS: dict[str, Callable[[Config], contexts.Contexts]] = {
+    "gmm": lambda c: contexts.GMMContexts(c.num_contexts, seed=c.seed),
+    "random": lambda c: contexts.RandomContexts(c.num_contexts, seed=c.seed),
+    "shuffled": lambda c: contexts.ShuffledContexts(contexts.GMMContexts(c.num_contexts, seed=c.seed), seed=c.seed),
+    "superclass": lambda c: contexts.SuperclassContexts(),
+    "one": lambda c: contexts.RandomContexts(1),
+}
 MODELS: dict[str, Callable[..., nn.Module]] = {"convnet": ConvNet}
 OPTIMIZERS: dict[str, Callable[[Any, Config], torch.optim.Optimizer]] = {
     "rmsprop": lambda p, c: torch.optim.RMSprop(p, lr=c.lr, weight_decay=c.weight_decay, momentum=c.momentum),
@@ -42,25 +50,23 @@ def build_model(config: Config, data: ImageData) -> nn.Module:
 def build_contexts(config: Config, data: ImageData) -> dict[str, Tensor]:
     """{"train_ids": (N,), "test_ids": ...} for norm cn, {"train_responsibilities": (N, K), ...} for norm mn, or {}.
 
-    Fitted on the training images only, and applied to the test images as fitted.
+    Fitted on the training images only, and applied to the test images as fitted. Superclass contexts are computed from
+    the labels, those of the test images too: that is what the papers do, and it leaks (see the class).
     """
     if config.contexts == "none":
         return {}
-    splits = {"train": data.train_images, "test": data.test_images}
-    if config.contexts == "one":
-        ids = {split: torch.zeros(len(images), dtype=torch.int64) for split, images in splits.items()}
-    else:
-        from cnlib import contexts
-
-        source = getattr(contexts, CONTEXTS[config.contexts])(config.num_contexts, seed=config.seed)
-        source.fit(data.train_images)
+    source = CONTEXTS[config.contexts](config).fit(data.train_images, data.train_labels)
+    if source.num_contexts != config.num_contexts:
+        raise ValueError(f"num_contexts={config.num_contexts}: {config.contexts!r} has {source.num_contexts}")
+    given = {}
+    for split in ("train", "test"):
+        images, labels = getattr(data, f"{split}_images"), getattr(data, f"{split}_labels")
+        if config.norm == "mn" and isinstance(source, contexts.GMMContexts):
+            given[f"{split}_responsibilities"] = source.responsibilities(images).float().cpu()
+            continue
+        ids = source.assign(images, labels).cpu()
         if config.norm == "mn":
-            return {
-                f"{split}_responsibilities": torch.as_tensor(source.responsibilities(images)).float()
-                for split, images in splits.items()
-            }
-        ids = {split: torch.as_tensor(source.assign(images)).long() for split, images in splits.items()}
-    if config.norm == "mn":
-        one_hot = torch.nn.functional.one_hot
-        return {f"{split}_responsibilities": one_hot(i, config.num_contexts).float() for split, i in ids.items()}
-    return {f"{split}_ids": i for split, i in ids.items()}
+            given[f"{split}_responsibilities"] = F.one_hot(ids, config.num_contexts).float()
+        else:
+            given[f"{split}_ids"] = ids
+    return given

@@ -9,7 +9,7 @@ from typing import Any
 CHOICES = {
     "model": ("convnet",),
     "norm": ("bn", "ln", "in", "gn", "mn", "cn", "none"),
-    "contexts": ("none", "one", "gmm", "random", "shuffled", "superclass"),
+    "contexts": ("none", "gmm", "random", "shuffled", "one", "superclass"),
     "encoder": ("table", "linear", "embedder"),
     "inference": ("cn", "cn+", "both"),
     "optimizer": ("rmsprop", "sgd", "adamw"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from contextlib import ExitStack
@@ -61,7 +62,8 @@ def _train(
         stack.callback(checkpoint.set_rng_state, checkpoint.rng_state(device), device)
         saved = path.with_suffix(".pt") if path else None
         state = checkpoint.load(saved, device) if saved and saved.exists() else None
-        if state is not None and (other := Config.from_dict(state["config"])) != config:
+        lines: list[records.Line] = json.loads(state["lines"]) if state else []
+        if lines and (other := Config.from_dict(lines[0]["config"])) != config:
             raise ValueError(f"{saved} belongs to another configuration ({config.difference(other)}): move it away")
         data = load_data(config.dataset) if data is None else data
         trainer = Trainer(config, data.subset(config.train_size, config.test_size), device, state)
@@ -70,10 +72,10 @@ def _train(
             "contexts_seconds": trainer.contexts_seconds,
             "setup_seconds": time.perf_counter() - mark,
         }
-        if state is None:
-            lines: list[records.Line] = [{"type": "header", "config": config.to_dict(), **begun}]
+        if lines:
+            lines.append({"type": "resume", "after_epoch": trainer.epoch, **begun})
         else:
-            lines = [*state["lines"], {"type": "resume", "after_epoch": trainer.epoch, **begun}]
+            lines.append({"type": "header", "config": config.to_dict(), **begun})
         name = path.stem if path else f"{config.norm}-s{config.seed}"
         report, close = reporter(config.epochs, name, progress)
         stack.callback(close)
@@ -87,7 +89,7 @@ def _train(
             mark = now
             if path and saved:
                 # the checkpoint carries the lines: whichever of the two files a kill leaves behind, they agree again
-                checkpoint.save(saved, {"config": config.to_dict(), "lines": lines, **trainer.state()})
+                checkpoint.save(saved, {"lines": json.dumps(lines), **trainer.state()})
                 records.write_lines(path, lines)
             report(
                 trainer.epoch, f"train loss {metrics['train_loss']:.3f}, test accuracy {metrics['test_accuracy']:.3f}"

@@ -25,7 +25,7 @@ def reporter(total: int, title: str, show: bool | None = None) -> tuple[Report, 
             print(f"\r{title}: {done}/{total} {text}", end="", file=sys.stderr, flush=True)
 
         return line, lambda: print(file=sys.stderr)
-    bar = tqdm(total=total, desc=title, unit="epoch", leave=False)
+    bar = tqdm(total=total, desc=title, unit="epoch", leave=False, mininterval=0)
 
     def update(done: int, text: str) -> None:
         bar.set_postfix_str(text, refresh=False)

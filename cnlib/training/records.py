@@ -125,7 +125,7 @@ def provenance(device: torch.device, data_checksum: str) -> dict[str, Any]:
         "cnlib": __version__,
         "commit": _commit(),
         "python": platform.python_version(),
-        "torch": torch.__version__,
+        "torch": str(torch.__version__),  # a str subclass there
         "numpy": np.__version__,
         "platform": sys.platform,
         "device": _device_name(device),

@@ -1,0 +1,150 @@
+"""The loop: it learns, it is reproducible, it says what happened."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+import cnlib
+from cnlib.training import Config, Trainer, read, train
+from cnlib.training.build import NORMS, build_contexts
+
+SMALL = {"width": 0.125, "epochs": 2, "batch_size": 64, "train_size": 400, "test_size": 200}
+EXTRA = {"cn": {"contexts": "one", "num_contexts": 1}}
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_every_norm_trains_and_records(norm, tmp_path):
+    run = train(Config(**SMALL, norm=norm, **EXTRA.get(norm, {})), tmp_path / "run.jsonl")
+    again = read(tmp_path / "run.jsonl")
+    assert run.status == again.status == "finished" and run.config == again.config
+    assert run.epochs["train_loss"][1] < run.epochs["train_loss"][0]
+    for key, values in run.epochs.items():
+        np.testing.assert_array_equal(values, again.epochs[key])
+    assert {"train_top5", "test_f1", "train_seconds", "images_per_second", "seconds"} <= set(run.epochs)
+    assert run.final["best_test_accuracy"] == run.epochs["test_accuracy"].max()
+    assert run.model is not None and again.model is None
+    assert {"cnlib", "torch", "device", "threads", "data", "commit"} <= set(run.provenance)
+
+
+def test_learns_the_digits_well():
+    run = train(Config(width=0.25, epochs=5, batch_size=64))
+    assert run.epochs["test_accuracy"][-1] > 0.93
+
+
+def test_header_and_final_lines(tmp_path):
+    path = tmp_path / "deep" / "run.jsonl"
+    config = Config(**SMALL, profile="smoke")
+    train(config, path)
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [line["type"] for line in lines] == ["header", "epoch", "epoch", "final"]
+    assert Config.from_dict(lines[0]["config"]) == config and lines[0]["provenance"]["threads"] >= 1
+    assert lines[-1]["status"] == "finished" and lines[-1]["best_epoch"] in (1, 2)
+    spent = sum(line.get("seconds", 0) + line.get("setup_seconds", 0) for line in lines[:-1])
+    assert lines[-1]["seconds"] == pytest.approx(spent)
+
+
+def test_equal_seeds_equal_numbers_and_the_callers_generator_is_left_alone():
+    torch.manual_seed(5)
+    first = train(Config(**SMALL, norm="mn", flip=True))
+    after = torch.rand(1)
+    second = train(Config(**SMALL, norm="mn", flip=True))
+    other = train(Config(**SMALL, norm="mn", flip=True, seed=1))
+    torch.manual_seed(5)
+    assert torch.equal(after, torch.rand(1))
+    assert first.epochs["train_loss"].tolist() == second.epochs["train_loss"].tolist()
+    assert first.epochs["train_loss"].tolist() != other.epochs["train_loss"].tolist()
+
+
+def test_every_norm_starts_from_the_same_weights_and_sees_the_same_order():
+    data = cnlib.data.load("digits").subset(200, 100)
+    trainers = [Trainer(Config(**SMALL, norm=n, **EXTRA.get(n, {})), data, torch.device("cpu")) for n in ("bn", "cn")]
+    torch.testing.assert_close(*(t.model.conv4.weight for t in trainers), rtol=0, atol=0)
+    orders = [next(t.train.shuffled(64, t.generator, False, 0)).labels for t in trainers]
+    assert torch.equal(*orders)
+
+
+@pytest.mark.parametrize("norm", ["bn", "mn", "cn", "none"])
+def test_divergence_is_recorded(norm, tmp_path):
+    config = Config(**SMALL | {"epochs": 5}, norm=norm, lr=1e30, optimizer="sgd", **EXTRA.get(norm, {}))
+    run = train(config, tmp_path / "run.jsonl")
+    assert run.status == "diverged" and len(run.epochs["epoch"]) < 5
+    assert np.isnan(run.epochs["train_loss"][-1])
+    assert train(config, tmp_path / "run.jsonl").status == "diverged"
+
+
+def test_cn_plus_is_measured_beside_cn():
+    run = train(Config(**SMALL, norm="cn", contexts="one", num_contexts=1, inference="both"))
+    assert "test_plus_accuracy" in run.epochs
+    assert run.epochs["test_plus_loss"].tolist() != run.epochs["test_loss"].tolist()
+
+
+def test_bf16_and_contiguous_layout():
+    run = train(Config(**SMALL, precision="bf16", channels_last=False))
+    assert run.epochs["train_loss"][1] < run.epochs["train_loss"][0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"norm": "xn"}, "norm='xn': expected one of bn"),
+        ({"norm": "cn"}, "norm 'cn' needs contexts"),
+        ({"contexts": "gmm"}, "only cn and mn use contexts"),
+        ({"lr": 0}, "lr=0: expected a number above 0"),
+        ({"seed": -1}, "seed=-1"),
+        ({"norm": "cn", "contexts": "one"}, "expected 1"),
+        ({"inference": "cn+"}, "only cn has"),
+    ],
+)
+def test_bad_configurations(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        Config(**arguments)
+
+
+def test_config_survives_json():
+    config = Config(placement=("conv1", "conv3"), train_size=10)
+    assert Config.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+    with pytest.raises(ValueError, match="unknown fields.*colour"):
+        Config.from_dict({"colour": 1})
+
+
+def test_no_progress_where_nobody_watches(capfd):
+    train(Config(**SMALL))
+    assert capfd.readouterr() == ("", "")
+    train(Config(**SMALL), progress=True)
+    assert "bn-s0" in capfd.readouterr().err
+
+
+def test_training_imports_nothing_but_numpy_and_torch():
+    code = (
+        "import sys, cnlib.training, cnlib.data, cnlib.models, cnlib.results, cnlib.plots, cnlib.experiments.convnet\n"
+        "print(sorted({'sklearn', 'torchvision', 'matplotlib', 'pandas', 'tqdm', 'scipy', 'typer'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("contexts", ["gmm", "random", "shuffled"])
+def test_contexts_are_fitted_on_train_and_applied_to_test(contexts):
+    data = cnlib.data.load("digits").subset(300, 100)
+    config = Config(norm="cn", contexts=contexts, num_contexts=3)
+    given = build_contexts(config, data)
+    assert given["train_ids"].shape == (300,) and given["test_ids"].shape == (100,)
+    assert set(given["train_ids"].tolist()) == {0, 1, 2}
+    if contexts != "shuffled":  # the test images do not influence the training ids
+        alone = build_contexts(config, data.subset(300, 10))
+        assert torch.equal(alone["train_ids"], given["train_ids"])
+    soft = build_contexts(replace(config, norm="mn"), data)
+    torch.testing.assert_close(soft["test_responsibilities"].sum(1), torch.ones(100))
+    if contexts == "gmm":
+        assert torch.equal(soft["test_responsibilities"].argmax(1), given["test_ids"])
+    run = train(replace(config, norm="mn", width=0.125, epochs=1, batch_size=64, train_size=300, test_size=100))
+    assert run.status == "finished"
+
+
+def test_superclass_contexts_need_their_own_number():
+    with pytest.raises(ValueError, match="'superclass' has 20"):
+        build_contexts(Config(norm="cn", contexts="superclass"), cnlib.data.load("digits"))

@@ -1,0 +1,55 @@
+"""Metrics against scikit-learn, which counts one sample at a time."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cnlib.training.metrics import NAMES, Meter, macro_scores, plain
+
+
+def metered(logits, labels, k, batch=7):
+    meter = Meter(k)
+    for x, y in zip(logits.split(batch), labels.split(batch), strict=True):
+        meter.update(x, y, torch.nn.functional.cross_entropy(x, y))
+    return meter.compute()
+
+
+@given(st.integers(2, 12), st.integers(1, 40), st.integers(0, 1000))
+def test_every_metric_is_scikit_learns(k, n, seed):
+    sk = pytest.importorskip("sklearn.metrics")
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(n, k, generator=generator)
+    labels = torch.randint(k, (n,), generator=generator)
+    found = metered(logits, labels, k)
+    predicted = logits.argmax(1)
+    macro = {"average": "macro", "zero_division": 0}
+    scores = sk.precision_recall_fscore_support(labels, predicted, **macro)
+    expected = {
+        "loss": sk.log_loss(labels, logits.double().softmax(1), labels=range(k)),
+        "accuracy": sk.accuracy_score(labels, predicted),
+        "precision": scores[0],
+        "recall": scores[1],
+        "f1": scores[2],
+    }
+    if k > 5:
+        expected["top5"] = sk.top_k_accuracy_score(labels, logits, k=5, labels=range(k))
+    else:
+        expected["top5"] = 1.0
+    assert set(found) == set(NAMES)
+    for key, value in expected.items():
+        assert np.isclose(found[key], value, rtol=1e-5, atol=1e-6), key
+
+
+def test_an_absent_class_that_is_predicted_counts_as_zero():
+    confusion = torch.tensor([[2, 0, 1, 0], [0, 3, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]])
+    precision, recall, f1 = macro_scores(confusion)
+    assert precision == pytest.approx((1 + 1 + 0) / 3) and recall == pytest.approx((2 / 3 + 1 + 0) / 3)
+    assert f1 == pytest.approx((0.8 + 1 + 0) / 3)
+
+
+def test_nan_logits_are_no_success():
+    logits, labels = torch.full((4, 10), torch.nan), torch.arange(4)
+    assert metered(logits, labels, 10)["top5"] == 0
+    assert plain(metered(logits, labels, 10)["loss"]) is None
