@@ -116,29 +116,34 @@ class _QuadraticStep(_Step):
             means = means @ self.whitener
             precisions = torch.ones_like(means[:, :1])
             half_log_det = -self.factor.diagonal().log().sum()
-            self.origin = torch.zeros_like(means[0])  # of what the linear part is counted from
         else:
             variances = covariances.view(len(means), -1)  # (K, D) or (K, 1)
             if bool((variances <= 0).any()):
                 _collapsed("covariance", (variances <= 0).any(1))
             precisions = variances.reciprocal()
             half_log_det = 0.5 * precisions.log().sum(1) * (self.num_features / variances.shape[1])
-            self.origin = parameters.center
         self.slopes, self.curvatures = precisions * means, -0.5 * precisions
+        # For diag, where x is of the size of x - center, x itself (in cache already) serves as the linear part, and
+        # the centered copy can be squared in place. Under a large offset that would cost digits.
+        self.raw = False
+        if precisions.shape[1] > 1:
+            spread = means.abs().amax(0) + precisions.rsqrt().amax(0)
+            self.raw = bool((parameters.center.abs() <= 4 * spread).all())
+        self.origin = parameters.center if self.raw else torch.zeros_like(parameters.center)
         constant = self._constant(half_log_det) - (self.slopes * (0.5 * means + self.origin)).sum(1)
         self.constant = constant[:, None]
         self.first, self.second = torch.zeros_like(self.slopes), torch.zeros_like(precisions)
 
     def log_joint(self, x: Tensor) -> Tensor:
-        centered = torch.sub(x, self.old.center, out=self._rows(len(x), self.num_features))
-        # x itself, in cache already, serves as the linear part: only squares lose digits to an offset.
-        self.linear = x if self.factor is None else centered @ self.whitener
-        if self.second.shape[1] > 1:
-            self.squares = centered.square_()
+        self.linear = torch.sub(x, self.old.center, out=self._rows(len(x), self.num_features))
+        if self.factor is not None:
+            self.linear = self.linear @ self.whitener
+        if self.second.shape[1] == 1:
+            self.squares = torch.linalg.vector_norm(self.linear, dim=1, keepdim=True).square_()
+        elif self.raw:
+            self.squares, self.linear = self.linear.square_(), x
         else:
-            self.squares = torch.linalg.vector_norm(
-                centered if self.factor is None else self.linear, dim=1, keepdim=True
-            ).square_()
+            self.squares = self.linear.square()
         logits = torch.addmm(self.constant, self.curvatures, self.squares.T)
         return logits.addmm_(self.slopes, self.linear.T)
 
