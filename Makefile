@@ -56,7 +56,7 @@ test: setup ## run all tests, and every cell of every notebook (WORKERS=...)
 	$(TEST_ENV) $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile $(if $(NOTEBOOKS),$(NBVAL)) tests $(if $(NOTEBOOKS),notebooks)
 
 bench: setup ## measure speed and memory against peers
-	@for script in $(wildcard benchmarks/layers.py benchmarks/mixture.py); do $(BIN)/python $$script || exit 1; done
+	$(BIN)/python -m benchmarks
 
 lint: setup ## style, types, spelling, stripped notebooks; changes nothing
 	$(BIN)/ruff check .

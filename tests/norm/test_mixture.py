@@ -171,6 +171,15 @@ class TestExpectationMaximization:
         assert_same(layer.running_prior[order], torch.tensor([0.75, 0.25]).double(), atol=0.05, rtol=0)
         assert_same(layer.running_var, torch.full((2, 3), 0.25).double(), atol=0.06, rtol=0)
 
+    def test_the_first_batch_starts_the_mixture_whatever_the_momentum(self):
+        x, which = self.two_clusters()
+        layer = cnlib.MixtureNorm(3, 2, momentum=0.01).double()
+        layer(x)
+        assert_same(layer.running_mean.abs(), torch.full((2, 3), 4.0).double(), atol=0.2, rtol=0)
+        before = layer.running_mean.clone()
+        layer(x + 1)
+        assert_same(layer.running_mean, before + 0.01 * 1.0, atol=2e-3, rtol=0)
+
     def test_eval_agrees_with_training_on_the_same_distribution(self):
         layer = cnlib.MixtureNorm(3, 2, momentum=0.2).double()
         for step in range(40):

@@ -1,0 +1,48 @@
+"""Run the benchmarks, print their tables of ratios, write one record.
+
+    python -m benchmarks                          everything, a quarter of an hour on two cores
+    python -m benchmarks --budget 0.2 --only layers
+
+The record goes to benchmarks/out/; ``--record`` puts it into the package instead, where the book reads it.
+"""
+
+import os
+import platform
+from pathlib import Path
+from typing import Annotated
+
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # before torch: its profiler logs each start and stop
+
+import torch  # noqa: E402
+import typer  # noqa: E402
+
+from benchmarks import layers, mixture  # noqa: E402
+from cnlib.training.records import provenance, write_lines  # noqa: E402
+
+HERE = Path(__file__).parent
+PACKAGE = HERE.parent / "cnlib" / "results" / "benchmarks"
+
+
+def main(
+    budget: Annotated[float, typer.Option(help="seconds of timing for each layer and shape")] = 1.0,
+    repeats: Annotated[int, typer.Option(help="alternating runs of each mixture")] = 5,
+    only: Annotated[str, typer.Option(help="layers, mixture, or empty for both")] = "",
+    record: Annotated[bool, typer.Option(help="write into the package, for the book")] = False,
+) -> None:
+    """Forward + backward time and memory of every layer, and the mixture, beside their peers."""
+    threads = torch.get_num_threads()
+    lines: list[dict[str, object]] = [{"type": "header", "provenance": provenance(torch.device("cpu"), "synthetic")}]
+    if only in ("", "layers"):
+        rows = layers.run(budget)
+        print(layers.summarize(rows))
+        lines += [{"type": "layer", **row} for row in rows]
+    if only in ("", "mixture"):
+        lines += [{"type": "mixture", **row} for row in mixture.run(repeats)]
+    name = f"cpu-{platform.machine()}-{threads}-threads.jsonl"
+    path = (PACKAGE if record else HERE / "out") / name
+    write_lines(path, lines)
+    print(f"recorded in {path.relative_to(HERE.parent)}")
+
+
+if __name__ == "__main__":
+    typer.run(main)
