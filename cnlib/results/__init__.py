@@ -1,0 +1,25 @@
+"""Recorded runs and published tables, as data in the package; and the intervals to compare them with.
+
+runs = cnlib.results.load("convnet")                       # recorded runs of an experiment
+summary = cnlib.results.final(runs, "test_accuracy")       # {"bn": Interval, "cn": ...} over seeds
+cnlib.results.paired(runs, "cn", "cn-random", "test_accuracy")
+cnlib.results.published("icdm_table_5").rows
+"""
+
+from cnlib.results.papers import Table, published, tables
+from cnlib.results.recorded import experiments, load, method, to_frame
+from cnlib.results.statistics import Interval, final, interval, paired
+
+__all__ = [
+    "Interval",
+    "Table",
+    "experiments",
+    "final",
+    "interval",
+    "load",
+    "method",
+    "paired",
+    "published",
+    "tables",
+    "to_frame",
+]

@@ -1,0 +1,104 @@
+"""Mean and 95 % interval over seeds, and differences between methods on equal seeds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from cnlib.results.recorded import method
+from cnlib.training.records import Run
+
+# 97.5 % quantile of Student's t for 1, 2, ... 30 degrees of freedom: no scipy needed for a handful of seeds.
+T975 = (
+    12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622, 2.2281,
+    2.2010, 2.1788, 2.1604, 2.1448, 2.1314, 2.1199, 2.1098, 2.1009, 2.0930, 2.0860,
+    2.0796, 2.0739, 2.0687, 2.0639, 2.0595, 2.0555, 2.0518, 2.0484, 2.0452, 2.0423,
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Interval:
+    """mean, plus or minus `half` (95 %, Student's t; NaN for a single value), of n values."""
+
+    mean: float
+    half: float
+    n: int
+
+    @property
+    def low(self) -> float:
+        return self.mean - self.half
+
+    @property
+    def high(self) -> float:
+        return self.mean + self.half
+
+    @property
+    def contains_zero(self) -> bool:
+        """For a difference: within the noise of the seeds. A single value shows nothing, so it counts as noise."""
+        return not (self.low > 0 or self.high < 0)
+
+    def __format__(self, spec: str) -> str:
+        """f"{interval:.2f}" -> "71.20 ± 0.35"; with % -> "71.20 ± 0.35 %"."""
+        scale, spec, unit = (100, spec[:-1] + "f", " %") if spec.endswith("%") else (1, spec, "")
+        text = format(self.mean * scale, spec)
+        return f"{text} ± {format(self.half * scale, spec)}{unit}" if self.n > 1 else f"{text}{unit} (one seed)"
+
+
+def interval(values: Sequence[float] | np.ndarray) -> Interval:
+    """Mean and 95 % t-interval of the values."""
+    x = np.asarray(values, dtype=float)
+    if x.ndim != 1 or not len(x):
+        raise ValueError(f"interval needs at least one value in one dimension, got shape {x.shape}")
+    if len(x) == 1:
+        return Interval(float(x[0]), math.nan, 1)
+    # beyond the table the last quantile is a little too wide, never too narrow
+    t = T975[min(len(x) - 1, len(T975)) - 1]
+    return Interval(float(x.mean()), float(t * x.std(ddof=1) / math.sqrt(len(x))), len(x))
+
+
+def _values(runs: Sequence[Run], metric: str, epoch: int | None, best: bool) -> dict[str, dict[int, float]]:
+    """{method: {seed: value}} at `epoch` (None: the last), or the best up to it."""
+    values: dict[str, dict[int, float]] = {}
+    for run in runs:
+        curve = run.epochs[metric][:epoch]
+        if epoch is not None and len(curve) < epoch:
+            raise ValueError(f"{run.name} has {len(curve)} epochs ({run.status}), not {epoch}")
+        seeds = values.setdefault(method(run), {})
+        if run.config.seed in seeds:
+            raise ValueError(
+                f"two runs of {method(run)!r} with seed {run.config.seed}: select one profile or setting first"
+            )
+        seeds[run.config.seed] = float(
+            (np.nanmin if metric.endswith("loss") else np.nanmax)(curve) if best else curve[-1]
+        )
+    return values
+
+
+def final(runs: Sequence[Run], metric: str, epoch: int | None = None, best: bool = False) -> dict[str, Interval]:
+    """{method: mean and interval over seeds} of a metric at `epoch` (None: the last).
+
+    best: the running best up to there (of a loss: the least), as the papers report; it is optimistic, because it picks
+    an epoch by the test set.
+    """
+    return {name: interval(list(seeds.values())) for name, seeds in _values(runs, metric, epoch, best).items()}
+
+
+def paired(
+    runs: Sequence[Run], first: str, second: str, metric: str, epoch: int | None = None, best: bool = False
+) -> Interval:
+    """Mean and interval of (first - second) over the seeds both methods have.
+
+    Equal seeds share weights and image order, so that the difference is less noisy than the two means.
+    """
+    values = _values([run for run in runs if method(run) in (first, second)], metric, epoch, best)
+    if missing := {first, second} - set(values):
+        raise ValueError(
+            f"no runs of {', '.join(sorted(missing))}: there are {', '.join(sorted({method(r) for r in runs}))}"
+        )
+    seeds = sorted(set(values[first]) & set(values[second]))
+    if not seeds:
+        raise ValueError(f"{first} and {second} have no seed in common")
+    return interval([values[first][seed] - values[second][seed] for seed in seeds])
