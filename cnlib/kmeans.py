@@ -42,7 +42,7 @@ class Samples:
         if self.device.type == "mps":
             self.device = torch.device("cpu")
         budget = 2**19 if self.device.type == "cpu" else 2**24
-        self.rows = rows or min(max(budget // (x.shape[1] * floats_per_feature), 256), 2**17)
+        self.rows = rows or min(max(budget // (x.shape[1] * floats_per_feature), 64), 2**17)
         self.out_dtype = DTYPE if x.dtype == DTYPE else torch.float32
 
     def __len__(self) -> int:
