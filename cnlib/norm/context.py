@@ -35,6 +35,16 @@ def rows(table: Tensor, context: Tensor) -> Tensor:
     return table.index_select(0, context).unsqueeze(2)
 
 
+def by_context(values: Tensor, context: Tensor, num_contexts: int) -> Tensor:
+    """Sum the (N, D) rows of each context: (T, D). onehot(r)^T values, the adjoint of ``rows``.
+
+    A matrix product, where index_add would depend on the order in which threads arrive.
+    """
+    onehot = context == torch.arange(num_contexts, device=context.device)[:, None]
+    with no_autocast(values):
+        return onehot.to(values.dtype) @ values
+
+
 class ContextStandardize(torch.autograd.Function):
     """``context_standardize`` with its gradient by hand. With h = g (v_r + eps)^(-1/2), and sums over the samples of
     context r and their positions (times weight, where there is one):
@@ -64,9 +74,8 @@ class ContextStandardize(torch.autograd.Function):
         if weight is not None:
             d_weight, d_bias = sum_hc.sum(0), (sum_h / r[:, :, 0]).sum(0)
             h, sum_h, sum_hc = h * weight[:, None], sum_h * weight, sum_hc * weight
-        empty = torch.zeros_like(mean)
-        d_mean = -empty.index_add(0, context, sum_h)
-        d_var = -0.5 * rstd**2 * empty.index_add(0, context, sum_hc)
+        sum_h, sum_hc = by_context(torch.cat((sum_h, sum_hc), 1), context, len(mean)).chunk(2, 1)
+        d_mean, d_var = -sum_h, -0.5 * rstd**2 * sum_hc
         return h.to(x.dtype), None, d_mean, d_var, d_weight, d_bias, None
 
 
