@@ -1,0 +1,245 @@
+"""Every figure of the book in one style: a light card of its own, so that it reads the same on a light and a dark page.
+
+Colors belong to methods and differ in lightness too (safe for the color-blind); relatives of a method share its color
+and differ in line style. Curves are labeled where they end. Functions return the figure, closed for pyplot, so that a
+notebook shows it once. matplotlib is imported on first use.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from cnlib.results import Interval, interval, method
+from cnlib.training.records import Run
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+INK, MUTED, GRID, CARD = "#1f2328", "#57606a", "#d8d9d4", "#fafaf7"
+STYLES: dict[str, tuple[str, str, str]] = {  # method: color, line style, name
+    "bn": ("#0b5c9e", "-", "BN"),
+    "mn": ("#007a5a", "-", "MN"),
+    "mn-em": ("#007a5a", "--", "MN (EM)"),
+    "cn": ("#b8480a", "-", "CN"),
+    "cn+": ("#b8480a", "-.", "CN+"),
+    "cn-random": ("#b8480a", "--", "CN, random contexts"),
+    "cn-one": ("#b8480a", ":", "CN, one context"),
+    "ln": ("#4b1470", "-", "LN"),
+    "in": ("#067899", "-", "IN"),
+    "gn": ("#5c3d00", "-", "GN"),
+    "none": ("#57606a", "-", "no norm"),
+}
+RC: dict[str, Any] = {
+    "figure.facecolor": CARD, "savefig.facecolor": CARD, "axes.facecolor": CARD, "figure.dpi": 144, "font.size": 10,
+    "axes.edgecolor": MUTED, "axes.labelcolor": INK, "text.color": INK, "xtick.color": MUTED, "ytick.color": MUTED,
+    "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.color": GRID, "grid.linewidth": 0.6,
+    "axes.axisbelow": True, "axes.titlesize": 10.5, "axes.titlelocation": "left", "axes.titleweight": "bold",
+    "lines.linewidth": 1.8, "legend.frameon": False, "figure.constrained_layout.use": True, "savefig.bbox": "tight",
+    "image.cmap": "cividis",
+}  # fmt: skip
+UNITS = {"loss": "cross-entropy (nats)", "seconds": "seconds", "second": "images per second"}
+
+
+def color(name: str) -> str:
+    """The fixed color of a method, e.g. "cn"; names nobody knows are grey."""
+    return STYLES.get(name, STYLES["none"])[0]
+
+
+def name_of(name: str) -> str:
+    """How a method is written in figures and tables: "cn-random" -> "CN, random contexts"."""
+    return STYLES[name][2] if name in STYLES else name
+
+
+def figure(
+    rows: int = 1, columns: int = 1, width: float = 6.6, height: float = 3.6, **kwargs: Any
+) -> tuple[Figure, Any]:
+    """(figure, axes) in the style of the book, as ``plt.subplots`` gives them; width and height of the whole in inches.
+
+    End the cell with the figure to show it.
+    """
+    import matplotlib.pyplot as plt
+
+    cycle = plt.cycler(color=[ink for ink, line, _ in STYLES.values() if line == "-"])
+    plt.rcParams.update(RC | {"axes.prop_cycle": cycle})  # type: ignore[arg-type]
+    fig, axes = plt.subplots(rows, columns, figsize=(width, height), **kwargs)
+    plt.close(fig)  # or a notebook would show it a second time
+    return fig, axes
+
+
+def quantity(metric: str) -> tuple[float, str]:
+    """(factor, axis label with unit) of a recorded metric; accuracies are recorded as fractions, drawn in percent."""
+    split, _, rest = metric.partition("_")
+    rest = rest.removeprefix("plus_")
+    known = {"train": "training", "test": "test"}
+    kind = metric.rsplit("_", 1)[-1]
+    if kind in UNITS:
+        return 1.0, f"{known.get(split, '')} {UNITS[kind]}".strip()
+    return 100.0, f"{known.get(split, split)} {rest.replace('top5', 'top-5 accuracy').replace('f1', 'F1')} (%)"
+
+
+def convergence(
+    runs: Sequence[Run],
+    metric: str = "test_accuracy",
+    ax: Axes | None = None,
+    methods: Sequence[str] | None = None,
+    title: str | None = None,
+) -> Figure:
+    """A curve for each method: the mean over seeds and its 95 % interval as a band, against epochs.
+
+    A metric that ends in "error" is 100 % minus the accuracy. The profile of the runs ("reduced", "paper"), the data
+    and the number of seeds stand above the axes, whatever the title.
+    """
+    runs = [run for run in runs if methods is None or method(run) in methods]
+    if not runs:
+        raise ValueError(f"convergence: no runs of {methods}" if methods else "convergence: no runs")
+    fig, ax = _axes(ax)
+    error = metric.endswith("error")
+    source = metric.replace("error", "accuracy") if error else metric
+    scale, label = quantity(source)
+    ends = []
+    for name in methods or dict.fromkeys(method(run) for run in runs):
+        curves = [scale * run.epochs[source] for run in runs if method(run) == name]
+        length = min(map(len, curves))
+        table = np.stack([curve[:length] for curve in curves])
+        table = 100 - table if error else table
+        epochs = np.arange(1, length + 1)
+        shown = STYLES.get(name, STYLES["none"])
+        bands = [interval(column) for column in table.T]
+        middle = np.array([band.mean for band in bands])
+        ax.plot(epochs, middle, color=shown[0], linestyle=shown[1], zorder=3)
+        if len(curves) > 1:
+            ax.fill_between(
+                epochs, [b.low for b in bands], [b.high for b in bands], color=shown[0], alpha=0.13, linewidth=0
+            )
+        ends.append((length, float(middle[-1]), name_of(name), *shown[:2]))
+    ax.set_xlabel("epoch")
+    ax.set_ylabel(label.replace("accuracy", "error") if error else label)
+    ax.xaxis.get_major_locator().set_params(integer=True)  # type: ignore[call-arg]
+    label_ends(ax, ends)
+    ax.set_title(title or "", pad=18)
+    ax.annotate(provenance_line(runs), (0, 1), (0, 4), "axes fraction", "offset points", fontsize=8, color=MUTED)
+    return fig
+
+
+def provenance_line(runs: Sequence[Run]) -> str:
+    """What the numbers of these runs are worth, in one line: "reduced · cifar10, 8,000 training images · 3 seeds"."""
+    profiles = "/".join(dict.fromkeys(run.label for run in runs))
+    data = "/".join(dict.fromkeys(run.config.dataset for run in runs))
+    sizes = dict.fromkeys(run.config.train_size for run in runs)
+    images = "/".join(f"{size:,} training images" if size else "all training images" for size in sizes)
+    seeds = len({run.config.seed for run in runs})
+    return f"{profiles} profile · {data}, {images} · {seeds} seed{'s' if seeds > 1 else ''}"
+
+
+def label_ends(ax: Axes, ends: Sequence[tuple[float, float, str, str, str]]) -> None:
+    """Write labels (x, y, text, color, line style) right of where curves end, moved apart, each joined to its curve."""
+    low, high = ax.get_ylim()
+    ordered = sorted(ends, key=lambda end: end[1])
+    wanted = [(y - low) / (high - low) for _, y, *_ in ordered]
+    gap = 13 / (0.75 * 72 * float(ax.get_figure(root=True).get_size_inches()[1]))  # type: ignore[union-attr]
+    places: list[float] = []
+    for y in wanted:
+        places.append(max(y, places[-1] + gap) if places else y)
+    shift = sum(wanted) / len(wanted) - sum(places) / len(places)
+    shift = min(max(shift, -places[0]), max(1 - places[-1], -places[0]))
+    for (x, y, text, ink, line), place in zip(ordered, places, strict=True):
+        at = place + shift
+        join = {"arrowstyle": "-", "color": ink, "linestyle": line, "linewidth": 1.2, "shrinkA": 0, "shrinkB": 0}
+        ax.annotate("", (x, y), (1.06, at), textcoords="axes fraction", arrowprops=join, annotation_clip=False)
+        ax.annotate(
+            text, (1.07, at), xycoords="axes fraction", color=ink, fontsize=9, va="center", annotation_clip=False
+        )
+
+
+def intervals(
+    values: Mapping[str, Interval],
+    label: str,
+    ax: Axes | None = None,
+    scale: float = 100.0,
+    reference: Mapping[str, float] | None = None,
+    zero: bool = False,
+) -> Figure:
+    """One row a method: the mean as a dot, its interval as a bar, the numbers beside it.
+
+    label: of the axis, with unit; values are multiplied by `scale` (100: percent). reference: published values, already
+    in the axis' unit, as open diamonds. zero: draw a line at 0, for differences.
+    """
+    fig, ax = _axes(ax, height=0.9 + 0.42 * len(values))
+    for row, (name, value) in enumerate(values.items()):
+        half = 0.0 if np.isnan(value.half) else value.half * scale
+        ax.errorbar(
+            value.mean * scale, row, xerr=half, color=color(name), fmt="o", markersize=6, capsize=4, elinewidth=2
+        )
+        text = f"{value.mean * scale:.1f}" + (f" ± {half:.1f}" if value.n > 1 else "")
+        ax.annotate(text, (1.01, row), xycoords=("axes fraction", "data"), va="center", fontsize=9, color=color(name))
+        if reference and name in reference:
+            ax.plot(reference[name], row, "D", markerfacecolor="none", color=INK, markersize=6)
+    ax.set_yticks(range(len(values)), [name_of(name) for name in values])
+    for tick, name in zip(ax.get_yticklabels(), values, strict=True):
+        tick.set_color(color(name))
+    ax.set_ylim(len(values) - 0.5, -0.5)
+    ax.grid(False, axis="y")
+    ax.set_xlabel(label)
+    if zero:
+        ax.axvline(0, color=MUTED, linewidth=1)
+    if reference:
+        ax.plot([], [], "D", markerfacecolor="none", color=INK, label="published")
+        ax.legend(loc="lower right", bbox_to_anchor=(1, 1), fontsize=9, borderpad=0)
+    return fig
+
+
+def histograms(
+    samples: Mapping[str, Any],
+    label: str,
+    ax: Axes | None = None,
+    bins: int = 60,
+    span: tuple[float, float] | None = None,
+) -> Figure:
+    """Densities of several samples (arrays or tensors of any shape) over common bins, each labeled at its peak.
+
+    label: of the axis, with unit. span: the range shown; by default all but the outer 0.1 % of the values.
+    """
+    fig, ax = _axes(ax)
+    arrays = {name: np.asarray(values, dtype=float).ravel() for name, values in samples.items()}
+    if span is None:
+        low, high = np.quantile(np.concatenate(list(arrays.values())), [0.001, 0.999])
+        span = (float(low), float(high)) if high > low else (float(low) - 0.5, float(low) + 0.5)
+    free = [c for c, line, _ in STYLES.values() if line == "-" and c not in map(color, set(arrays) & set(STYLES))]
+    for name, values in arrays.items():
+        heights, edges = np.histogram(values, bins=bins, range=span, density=True)
+        ink = color(name) if name in STYLES else free.pop(0) if free else MUTED
+        ax.stairs(heights, edges, color=ink, linewidth=1.6)
+        ax.stairs(heights, edges, color=ink, alpha=0.12, fill=True)
+        peak = int(heights.argmax())
+        ax.annotate(
+            name_of(name), ((edges[peak] + edges[peak + 1]) / 2, heights[peak]), (0, 4), textcoords="offset points",
+            ha="center", fontsize=9, color=ink,
+        )  # fmt: skip
+    ax.set_xlabel(label)
+    ax.set_ylabel("density")
+    ax.set_xlim(span)
+    ax.set_ylim(0, ax.get_ylim()[1] * 1.06)
+    return fig
+
+
+def images(pictures: np.ndarray, titles: Sequence[str] = (), columns: int = 10, size: float = 0.7) -> Figure:
+    """A sheet of uint8 pictures (N, H, W, C), one or three channels, with a title above each where given."""
+    columns = min(columns, len(pictures))
+    rows = -(-len(pictures) // columns)
+    extra = 0.22 if titles else 0.0
+    fig, axes = figure(rows, columns, width=columns * size, height=rows * (size + extra), squeeze=False)
+    for i, ax in enumerate(axes.flat):
+        ax.axis("off")
+        if i < len(pictures):
+            ax.imshow(pictures[i].squeeze(), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+            if titles:
+                ax.set_title(titles[i], fontsize=8, loc="center", fontweight="normal")
+    return fig
+
+
+def _axes(ax: Axes | None, **size: float) -> tuple[Any, Any]:
+    return (ax.figure, ax) if ax is not None else figure(**size)  # type: ignore[arg-type]

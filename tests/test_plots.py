@@ -1,0 +1,143 @@
+"""Figures: drawn from records, readable by everybody, and labeled with what they show."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from cnlib import plots
+from cnlib.results import Interval
+from cnlib.training import Config
+from cnlib.training.records import Run
+
+pytest.importorskip("matplotlib")
+SOLID = {name: ink for name, (ink, line, _) in plots.STYLES.items() if line == "-"}
+# Severe color blindness, on linear RGB: Machado, Oliveira and Fernandes (2009).
+VISION = {
+    "protanopia": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
+    "deuteranopia": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.01182, 0.04294, 0.968881]],
+    "usual": np.eye(3),
+}
+XYZ = np.array([[0.4124564, 0.3575761, 0.1804375], [0.2126729, 0.7151522, 0.072175], [0.0193339, 0.119192, 0.9503041]])
+
+
+def linear(ink):
+    c = np.array([int(ink[i : i + 2], 16) for i in (1, 3, 5)]) / 255
+    return np.where(c <= 0.04045, c / 12.92, ((c + 0.055) / 1.055) ** 2.4)
+
+
+def lab(rgb):
+    t = XYZ @ np.clip(rgb, 0, 1) / [0.95047, 1, 1.08883]
+    x, y, z = np.where(t > 0.008856, np.cbrt(t), 7.787 * t + 16 / 116)
+    return np.array([116 * y - 16, 500 * (x - y), 200 * (y - z)])
+
+
+def runs(methods=("bn", "cn"), seeds=3, epochs=6):
+    random = np.random.default_rng(0)
+    extra = {"cn": {"norm": "cn", "contexts": "gmm"}}
+    return [
+        Run(
+            f"{m}-s{s}",
+            Config(seed=s, dataset="cifar10", train_size=8000, profile="reduced", **extra.get(m, {})),
+            {},
+            {
+                "epoch": np.arange(1, epochs + 1),
+                "test_accuracy": 0.5 + 0.02 * np.arange(epochs) + random.normal(0, 0.01, epochs),
+            },
+            "finished",
+        )
+        for m in methods
+        for s in range(seeds)
+    ]
+
+
+def texts(figure):
+    from matplotlib.text import Text
+
+    return [t.get_text() for t in figure.findobj(Text) if t.get_text()]
+
+
+@pytest.mark.parametrize("name", SOLID)
+def test_text_in_a_methods_color_is_readable(name):
+    card, ink = (linear(c) @ XYZ[1] for c in (plots.CARD, SOLID[name]))
+    assert (card + 0.05) / (ink + 0.05) >= 4.5
+
+
+@pytest.mark.parametrize("vision", VISION)
+def test_methods_are_told_apart_by_the_color_blind(vision):
+    seen = {name: lab(np.array(VISION[vision]) @ linear(ink)) for name, ink in SOLID.items()}
+    for a, b in itertools.combinations(seen, 2):
+        assert np.linalg.norm(seen[a] - seen[b]) > 12, (a, b)
+
+
+def test_relatives_share_a_color_and_differ_in_style():
+    for family in ("cn", "mn"):
+        members = [style for name, style in plots.STYLES.items() if name.split("-")[0].rstrip("+") == family]
+        assert len({m[0] for m in members}) == 1 and len({m[1] for m in members}) == len(members) > 1
+
+
+def test_convergence_labels_curves_units_and_provenance():
+    fig = plots.convergence(runs(), title="Accuracy")
+    ax = fig.axes[0]
+    found = texts(fig)
+    assert {"BN", "CN", "Accuracy", "epoch", "test accuracy (%)"} <= set(found)
+    assert "reduced profile · cifar10, 8,000 training images · 3 seeds" in found
+    assert len(ax.lines) == 2 and len(ax.collections) == 2
+    np.testing.assert_allclose(
+        ax.lines[0].get_ydata(), 100 * np.mean([r.epochs["test_accuracy"] for r in runs()[:3]], axis=0)
+    )
+
+
+def test_convergence_of_the_error_of_chosen_methods_with_one_seed():
+    fig = plots.convergence(runs(seeds=1), "test_error", methods=["cn"])
+    assert "test error (%)" in texts(fig) and "BN" not in texts(fig)
+    assert not fig.axes[0].collections and fig.axes[0].lines[0].get_ydata()[-1] < 50
+    with pytest.raises(ValueError, match=r"no runs of \['mn'\]"):
+        plots.convergence(runs(), methods=["mn"])
+
+
+def test_labels_of_curves_that_end_together_do_not_overlap():
+    methods = ("bn", "mn", "mn-em", "cn-one", "cn-random", "gn")
+    fig = plots.convergence([r for r in runs(methods, epochs=3)])
+    fig.canvas.draw()
+    names = {plots.name_of(m) for m in methods}
+    boxes = [t.get_window_extent() for t in fig.axes[0].texts if t.get_text() in names]
+    assert len(boxes) == len(methods)
+    for a, b in itertools.combinations(boxes, 2):
+        assert not a.overlaps(b)
+    assert all(box.y0 >= 0 and box.y1 <= fig.bbox.y1 for box in boxes)
+
+
+@pytest.mark.parametrize(
+    ("metric", "factor", "label"),
+    [
+        ("test_accuracy", 100, "test accuracy (%)"),
+        ("train_top5", 100, "training top-5 accuracy (%)"),
+        ("test_plus_f1", 100, "test F1 (%)"),
+        ("train_loss", 1, "training cross-entropy (nats)"),
+        ("train_seconds", 1, "training seconds"),
+        ("images_per_second", 1, "images per second"),
+    ],
+)
+def test_units(metric, factor, label):
+    assert plots.quantity(metric) == (factor, label)
+
+
+def test_intervals_histograms_and_images_draw():
+    values = {"bn": Interval(0.6, 0.01, 3), "cn-random": Interval(0.58, float("nan"), 1)}
+    fig = plots.intervals(values, "test accuracy (%)", reference={"bn": 62.0}, zero=True)
+    assert {"60.0 ± 1.0", "58.0", "CN, random contexts", "published"} <= set(texts(fig))
+    fig = plots.histograms({"bn": np.zeros(5), "before": np.zeros(5)}, "activation")
+    assert {"BN", "before", "activation", "density"} <= set(texts(fig))
+    fig = plots.images(np.zeros((12, 4, 4, 1), np.uint8), list("abcdefghijkl"), columns=5)
+    assert len(fig.axes) == 15 and "l" in texts(fig)
+
+
+def test_figures_are_cards_and_shown_once():
+    import matplotlib.pyplot as plt
+
+    fig, _ = plots.figure()
+    assert not plt.fignum_exists(getattr(fig, "number", -1)) and plt.get_fignums() == []
+    from matplotlib.colors import to_hex
+
+    assert to_hex(fig.get_facecolor()) == plots.CARD
