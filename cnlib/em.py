@@ -9,8 +9,10 @@ All arithmetic is float64 and relative to a `center` (the data mean), so that E[
 offset of the data; for full covariances the moments are taken about each component's old mean as well.
 """
 
+import copy
 import math
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -73,13 +75,26 @@ class _Step:
         self.old = parameters
         self.num_features = parameters.means.shape[1]
         self.mass = torch.zeros_like(parameters.weights)
+        self.first = self.second = torch.empty(0)  # moments, as each kind of step needs them
         self.buffer: Tensor | None = None
 
     def _rows(self, n: int, width: int) -> Tensor:
         """A reusable (n, width) workspace: allocating it for every chunk costs as much as filling it."""
-        if self.buffer is None or len(self.buffer) < n:
-            self.buffer = self.old.means.new_empty(n, width)
-        return self.buffer[:n]
+        if self.buffer is None or self.buffer.numel() < n * width:
+            self.buffer = self.old.means.new_empty(n * width)
+        return self.buffer[: n * width].view(n, width)
+
+    def fork(self, buffer: Tensor | None) -> Self:
+        """The same step with moments of its own, for another thread."""
+        other = copy.copy(self)
+        other.buffer = buffer
+        for name in ("mass", "first", "second"):
+            setattr(other, name, torch.zeros_like(getattr(self, name)))
+        return other
+
+    def merge(self, other: Self) -> None:
+        for name in ("mass", "first", "second"):
+            getattr(self, name).add_(getattr(other, name))
 
     def _constant(self, half_log_det_precision: Tensor) -> Tensor:
         normalizer = 0.5 * self.num_features * math.log(2 * math.pi)
@@ -210,9 +225,10 @@ class _FullStep(_Step):
         return self._finish(means, covariances)
 
 
-def make_step(
-    parameters: Parameters, covariance: str, reg_covar: float = 0.0, scatter: Tensor | None = None
-) -> _QuadraticStep | _FullStep:
+Step = _QuadraticStep | _FullStep
+
+
+def make_step(parameters: Parameters, covariance: str, reg_covar: float = 0.0, scatter: Tensor | None = None) -> Step:
     """The step for a covariance type. `scatter`: sum over samples of (x - center)(x - center)^T, which the M-step of
     tied needs (it is the same in every iteration)."""
     if covariance == "full":

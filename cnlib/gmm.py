@@ -106,22 +106,25 @@ class GaussianMixture:
         center = samples.center()
         scatter = samples.scatter(center) if self.covariance == "tied" else None
         given = self._given(center)
+        with samples.threads():
+            fits = self._fits(samples, center, scatter, given)
+        self.lower_bound_, self.lower_bounds_, best = max(fits, key=lambda fit: fit[0])
+        self.n_iter_, self.converged_ = len(self.lower_bounds_), self._settled(self.lower_bounds_)
+        self.weights_, self.means_, self.covariances_ = best.weights, best.means + center, best.covariances
+        self._warn(len(samples))
+        return self
+
+    def _fits(
+        self, samples: Samples, center: Tensor, scatter: Tensor | None, given: dict[str, Tensor]
+    ) -> list[tuple[float, list[float], Parameters]]:
+        """Last bound, all bounds and parameters of each start that did not collapse; raises if all did."""
         generator = torch.Generator().manual_seed(self.seed)
+        model = {name: getattr(self, name) for name in ("num_components", "covariance", "reg_covar", "init")}
         fits, collapsed = [], None
         for _ in range(1 if len(given) == 3 else self.n_init):
             bounds: list[float] = []
             try:
-                parameters = start(
-                    samples,
-                    center,
-                    scatter,
-                    given,
-                    num_components=self.num_components,
-                    covariance=self.covariance,
-                    reg_covar=self.reg_covar,
-                    init=self.init,
-                    generator=generator,
-                )
+                parameters = start(samples, center, scatter, given, generator=generator, **model)
                 while len(bounds) < self.max_iter and not self._settled(bounds):
                     bound, parameters = self._iterate(samples, parameters, scatter)
                     bounds.append(bound)
@@ -129,14 +132,9 @@ class GaussianMixture:
                 collapsed = error
                 continue
             fits.append((bounds[-1] if bounds else -math.inf, bounds, parameters))
-        if not fits:
-            assert collapsed is not None
+        if collapsed is not None and not fits:
             raise collapsed
-        self.lower_bound_, self.lower_bounds_, best = max(fits, key=lambda fit: fit[0])
-        self.n_iter_, self.converged_ = len(self.lower_bounds_), self._settled(self.lower_bounds_)
-        self.weights_, self.means_, self.covariances_ = best.weights, best.means + center, best.covariances
-        self._warn(len(samples))
-        return self
+        return fits
 
     def _settled(self, bounds: list[float]) -> bool:
         return len(bounds) > 1 and abs(bounds[-1] - bounds[-2]) < self.tol
@@ -144,12 +142,7 @@ class GaussianMixture:
     def _iterate(self, samples: Samples, old: Parameters, scatter: Tensor | None) -> tuple[float, Parameters]:
         """One EM iteration; the mean log-likelihood is that of the old parameters."""
         step = make_step(old, self.covariance, self.reg_covar, scatter)
-        total = torch.zeros_like(old.weights[0])
-        for _, chunk in samples.chunks():
-            logits = step.log_joint(chunk)
-            total += normalize(logits).sum()
-            step.accumulate(logits)
-        bound = float(total) / len(samples)
+        bound = samples.sweep(step, lambda logits, _: normalize(logits)) / len(samples)
         if not math.isfinite(bound):
             raise ValueError(f"the mean log-likelihood is {bound}: rescale x, its squares overflow float64")
         return bound, step.maximize()
@@ -175,7 +168,7 @@ class GaussianMixture:
         ):
             if value is None:
                 continue
-            given[name] = torch.as_tensor(value).to(center)
+            given[name] = torch.as_tensor(value).detach().to(center)
             if given[name].shape != shape:
                 raise ValueError(f"{name}_init must have shape {shape}, got {tuple(given[name].shape)}")
             if not bool(given[name].isfinite().all()):

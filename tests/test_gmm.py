@@ -120,6 +120,22 @@ def test_chunks_equal_one_chunk(covariance: str, init: str) -> None:
 
 
 @each_covariance
+def test_threads_equal_one_thread(covariance: str) -> None:
+    x = blobs(40_000, d=8)
+    before = torch.get_num_threads()
+    fits = []
+    for threads in (1, 3):
+        torch.set_num_threads(threads)
+        fits.append(quiet(GaussianMixture(3, covariance, init="k-means", max_iter=3, n_init=2), x))
+        assert torch.get_num_threads() == threads
+    again = quiet(GaussianMixture(3, covariance, init="k-means", max_iter=3, n_init=2), x)
+    torch.set_num_threads(before)
+    torch.testing.assert_close(fits[1].means_, fits[0].means_, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(fits[1].covariances_, fits[0].covariances_, rtol=1e-9, atol=1e-9)
+    assert torch.equal(again.means_, fits[1].means_)
+
+
+@each_covariance
 def test_offset_in_float32_and_clusters_far_apart(covariance: str) -> None:
     """Mean 1e4, std 1, clusters 30 std apart: E[x^2] - E[x]^2 in float32 would leave nothing of the variance."""
     rng = np.random.default_rng(0)
