@@ -8,10 +8,16 @@ The record goes to benchmarks/out/; ``--record`` puts it into the package instea
 
 import os
 import platform
+import sys
 from pathlib import Path
 from typing import Annotated
 
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # before torch: its profiler logs each start and stop
+if sys.platform == "linux" and "MALLOC_TRIM_THRESHOLD_" not in os.environ:
+    # Freed memory stays with the process, as a GPU's caching allocator keeps it. Otherwise what is measured, for
+    # every layer alike, is mostly the kernel clearing fresh pages: up to three times the layer itself.
+    tunables = {"MALLOC_MMAP_THRESHOLD_": "8589934592", "MALLOC_TRIM_THRESHOLD_": "34359738368"}
+    os.execve(sys.executable, [sys.executable, "-m", "benchmarks", *sys.argv[1:]], os.environ | tunables)
 
 import torch  # noqa: E402
 import typer  # noqa: E402

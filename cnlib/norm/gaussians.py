@@ -26,10 +26,12 @@ def mix(tau: Tensor, values: Tensor) -> Tensor:
 
 def collect(tau: Tensor, z: Tensor) -> Tensor:
     """sum over samples and positions of tau_k z: (K, C)."""
+    if tau.shape[2] == 1:  # one row of tau a sample: its positions need no K products
+        z = z.sum(-1, keepdim=True)
     if torch.compiler.is_compiling():
         return torch.stack([(tau[:, k, None] * z).sum(-1).sum(0) for k in range(tau.shape[1])])
     with no_autocast(tau):
-        return torch.matmul(tau.expand(-1, -1, z.shape[-1]), z.transpose(1, 2)).sum(0)
+        return torch.matmul(tau, z.transpose(1, 2)).sum(0)
 
 
 def mass(tau: Tensor, positions: int) -> Tensor:
@@ -50,6 +52,14 @@ def mixture_moments(x: Tensor, tau: Tensor) -> tuple[Tensor, Tensor]:
     inverse = invert(mass(tau, x.shape[2]))
     mean = collect(tau, x) * inverse
     rows = []
+    if tau.shape[2] == 1:  # one row of tau a sample: its scatter is that within it plus that of its own mean
+        own = x.mean(-1, keepdim=True)
+        centered = x - own
+        within = product(centered, centered).sum(-1, keepdim=True)
+        for k in range(len(mean)):
+            between = (own - mean[k, :, None]).square() * x.shape[2]
+            rows.append(collect(tau[:, k : k + 1], within + between))
+        return mean, torch.cat(rows) * inverse
     for k in range(len(mean)):  # one component at a time: exact where E[x^2] - m^2 is not, one copy of x
         centered = x - mean[k, :, None]
         rows.append(collect(tau[:, k : k + 1], product(centered, centered)))
