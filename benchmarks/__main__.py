@@ -19,11 +19,11 @@ if sys.platform == "linux" and "MALLOC_TRIM_THRESHOLD_" not in os.environ:
     tunables = {"MALLOC_MMAP_THRESHOLD_": "8589934592", "MALLOC_TRIM_THRESHOLD_": "34359738368"}
     os.execve(sys.executable, [sys.executable, "-m", "benchmarks", *sys.argv[1:]], os.environ | tunables)
 
-import torch  # noqa: E402
-import typer  # noqa: E402
+import torch
+import typer
 
-from benchmarks import layers, mixture  # noqa: E402
-from cnlib.training.records import provenance, write_lines  # noqa: E402
+from benchmarks import layers, mixture
+from cnlib.training.records import provenance, write_lines
 
 HERE = Path(__file__).parent
 PACKAGE = HERE.parent / "cnlib" / "results" / "benchmarks"
