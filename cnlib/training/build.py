@@ -25,12 +25,12 @@ NORMS: dict[str, Callable[[Config, int], nn.Module]] = {
     "cn": lambda config, c: cnlib.ContextNorm(c, config.num_contexts, encoder=config.encoder),
     "none": lambda config, c: nn.Identity(),
 }
-CONTEXTS: dict[str, Callable[[Config], contexts.Contexts]] = {
-    "gmm": lambda c: contexts.GMMContexts(c.num_contexts, seed=c.seed),
-    "random": lambda c: contexts.RandomContexts(c.num_contexts, seed=c.seed),
-    "shuffled": lambda c: contexts.ShuffledContexts(contexts.GMMContexts(c.num_contexts, seed=c.seed), seed=c.seed),
-    "superclass": lambda c: contexts.SuperclassContexts(),
-    "one": lambda c: contexts.RandomContexts(1),
+CONTEXTS: dict[str, Callable[[Config, str | None], contexts.Contexts]] = {
+    "gmm": lambda c, at: contexts.GMMContexts(c.num_contexts, seed=c.seed, device=at),
+    "random": lambda c, at: contexts.RandomContexts(c.num_contexts, seed=c.seed),
+    "shuffled": lambda c, at: contexts.ShuffledContexts(CONTEXTS["gmm"](c, at), seed=c.seed),
+    "superclass": lambda c, at: contexts.SuperclassContexts(),
+    "one": lambda c, at: contexts.RandomContexts(1),
 }
 MODELS: dict[str, Callable[..., nn.Module]] = {"convnet": ConvNet}
 OPTIMIZERS: dict[str, Callable[[Any, Config], torch.optim.Optimizer]] = {
@@ -47,7 +47,7 @@ def build_model(config: Config, data: ImageData) -> nn.Module:
     return MODELS[config.model](len(data.classes), channels, height, width=config.width, slots=slots)
 
 
-def build_contexts(config: Config, data: ImageData) -> dict[str, Tensor]:
+def build_contexts(config: Config, data: ImageData, device: torch.device | str = "cpu") -> dict[str, Tensor]:
     """{"train_ids": (N,), "test_ids": ...} for norm cn, {"train_responsibilities": (N, K), ...} for norm mn, or {}.
 
     Fitted on the training images only, and applied to the test images as fitted. Superclass contexts are computed from
@@ -55,7 +55,8 @@ def build_contexts(config: Config, data: ImageData) -> dict[str, Tensor]:
     """
     if config.contexts == "none":
         return {}
-    source = CONTEXTS[config.contexts](config).fit(data.train_images, data.train_labels)
+    at = str(device) if torch.device(device).type == "cuda" else None  # float64 sums: not on mps
+    source = CONTEXTS[config.contexts](config, at).fit(data.train_images, data.train_labels)
     if source.num_contexts != config.num_contexts:
         raise ValueError(f"num_contexts={config.num_contexts}: {config.contexts!r} has {source.num_contexts}")
     given = {}

@@ -31,7 +31,7 @@ class Trainer:
         self.config, self.device, self.epoch = config, device, 0
         self.num_classes = len(data.classes)
         clock = time.perf_counter()
-        self.contexts = build_contexts(config, data) if state is None else state["contexts"]
+        self.contexts = build_contexts(config, data, device) if state is None else state["contexts"]
         self.contexts_seconds = time.perf_counter() - clock
         torch.manual_seed(config.seed)
         layout = torch.channels_last if config.channels_last else torch.contiguous_format
