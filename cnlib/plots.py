@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cnlib.results import Interval, interval, method
+from cnlib.results import Interval, by_method, interval
 from cnlib.training.records import Run
 
 if TYPE_CHECKING:
@@ -93,16 +93,18 @@ def convergence(
     A metric that ends in "error" is 100 % minus the accuracy. The profile of the runs ("reduced", "paper"), the data
     and the number of seeds stand above the axes, whatever the title.
     """
-    runs = [run for run in runs if methods is None or method(run) in methods]
-    if not runs:
-        raise ValueError(f"convergence: no runs of {methods}" if methods else "convergence: no runs")
+    runs = [run for run in runs if methods is None or run.config.method in methods]
+    groups = by_method(runs)
+    methods = list(groups) if methods is None else methods
+    if missing := [name for name in methods if name not in groups] or not runs:
+        raise ValueError(f"convergence: no runs of {missing}" if runs else "convergence: no runs given")
     fig, ax = _axes(ax)
     error = metric.endswith("error")
     source = metric.replace("error", "accuracy") if error else metric
     scale, label = quantity(source)
     ends = []
-    for name in methods or dict.fromkeys(method(run) for run in runs):
-        curves = [scale * run.epochs[source] for run in runs if method(run) == name]
+    for name in methods:
+        curves = [scale * run.epochs[source] for run in groups[name].values()]
         length = min(map(len, curves))
         table = np.stack([curve[:length] for curve in curves])
         table = 100 - table if error else table

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,9 +35,19 @@ def load(experiment: str | os.PathLike[str], profile: str | None = None) -> list
     return runs
 
 
-def method(run: Run) -> str:
-    """The part of a run's name before the seed: "cn-random" for "cn-random-s2"."""
-    return run.name.removesuffix(f"-s{run.config.seed}")
+def by_method(runs: Sequence[Run]) -> dict[str, dict[int, Run]]:
+    """{method: {seed: run}}, in the order given. Raises ValueError where two runs share both: they differ in something
+    else (profile, learning rate, data), which an average over seeds must not mix."""
+    groups: dict[str, dict[int, Run]] = {}
+    for run in runs:
+        seeds = groups.setdefault(run.config.method, {})
+        if (other := seeds.setdefault(run.config.seed, run)) is not run:
+            how = run.config.difference(other.config) or "nothing: it is there twice"
+            raise ValueError(
+                f"runs {other.name} and {run.name} are both {run.config.method!r} with seed {run.config.seed} "
+                f"({how}): select one setting first"
+            )
+    return groups
 
 
 def to_frame(runs: list[Run]) -> pd.DataFrame:
@@ -44,7 +55,7 @@ def to_frame(runs: list[Run]) -> pd.DataFrame:
     import pandas as pd
 
     frames = [
-        pd.DataFrame(run.epochs).assign(run=run.name, method=method(run), seed=run.config.seed, profile=run.label)
+        pd.DataFrame(run.epochs).assign(run=run.name, method=run.config.method, seed=run.config.seed, profile=run.label)
         for run in runs
     ]
     return pd.concat(frames, ignore_index=True)

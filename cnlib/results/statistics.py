@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cnlib.results.recorded import method
+from cnlib.results.recorded import by_method
 from cnlib.training.records import Run
 
 # 97.5 % quantile of Student's t for 1, 2, ... 30 degrees of freedom: no scipy needed for a handful of seeds.
@@ -61,20 +61,19 @@ def interval(values: Sequence[float] | np.ndarray) -> Interval:
 
 def _values(runs: Sequence[Run], metric: str, epoch: int | None, best: bool) -> dict[str, dict[int, float]]:
     """{method: {seed: value}} at `epoch` (None: the last), or the best up to it."""
-    values: dict[str, dict[int, float]] = {}
-    for run in runs:
-        curve = run.epochs[metric][:epoch]
-        if epoch is not None and len(curve) < epoch:
-            raise ValueError(f"{run.name} has {len(curve)} epochs ({run.status}), not {epoch}")
-        seeds = values.setdefault(method(run), {})
-        if run.config.seed in seeds:
-            raise ValueError(
-                f"two runs of {method(run)!r} with seed {run.config.seed}: select one profile or setting first"
-            )
-        seeds[run.config.seed] = float(
-            (np.nanmin if metric.endswith("loss") else np.nanmax)(curve) if best else curve[-1]
-        )
-    return values
+    return {
+        method: {seed: _value(run, metric, epoch, best) for seed, run in seeds.items()}
+        for method, seeds in by_method(runs).items()
+    }
+
+
+def _value(run: Run, metric: str, epoch: int | None, best: bool) -> float:
+    curve = run.epochs[metric][:epoch]
+    if not len(curve) or (epoch is not None and len(curve) < epoch):
+        raise ValueError(f"{run.name} has {len(curve)} epochs ({run.status}), not {epoch or 'one'}")
+    if not best:
+        return float(curve[-1])
+    return float((np.nanmin if metric.endswith("loss") else np.nanmax)(curve))
 
 
 def final(runs: Sequence[Run], metric: str, epoch: int | None = None, best: bool = False) -> dict[str, Interval]:
@@ -93,11 +92,10 @@ def paired(
 
     Equal seeds share weights and image order, so that the difference is less noisy than the two means.
     """
-    values = _values([run for run in runs if method(run) in (first, second)], metric, epoch, best)
+    values = _values([run for run in runs if run.config.method in (first, second)], metric, epoch, best)
     if missing := {first, second} - set(values):
-        raise ValueError(
-            f"no runs of {', '.join(sorted(missing))}: there are {', '.join(sorted({method(r) for r in runs}))}"
-        )
+        known = ", ".join(dict.fromkeys(run.config.method for run in runs))
+        raise ValueError(f"no runs of {', '.join(sorted(missing))}: there are {known}")
     seeds = sorted(set(values[first]) & set(values[second]))
     if not seeds:
         raise ValueError(f"{first} and {second} have no seed in common")

@@ -77,6 +77,13 @@ class Config:
         if self.inference != "cn" and self.norm != "cn":
             raise ValueError(f"inference={self.inference!r} with norm {self.norm!r}: only cn has CN+")
 
+    @property
+    def method(self) -> str:
+        """How records, tables and figures call it: "bn", "mn", "mn-em", "cn", "cn-random", "cn-one", ..."""
+        if self.norm not in ("mn", "cn") or self.contexts == "gmm":
+            return self.norm
+        return f"{self.norm}-{'em' if self.contexts == 'none' else self.contexts}"
+
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 

@@ -76,7 +76,7 @@ def _train(
             lines.append({"type": "resume", "after_epoch": trainer.epoch, **begun})
         else:
             lines.append({"type": "header", "config": config.to_dict(), **begun})
-        name = path.stem if path else f"{config.norm}-s{config.seed}"
+        name = path.stem if path else f"{config.method}-s{config.seed}"
         report, close = reporter(config.epochs, name, progress)
         stack.callback(close)
         mark = time.perf_counter()

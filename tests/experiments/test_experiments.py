@@ -20,6 +20,7 @@ def test_profiles_change_sizes_only(profile):
 
 def test_methods_are_bn_mn_cn_and_their_controls():
     chosen = {name: convnet.config(name, profile="paper") for name in convnet.METHODS}
+    assert all(c.method == name for name, c in chosen.items())
     assert {c.norm for c in chosen.values()} == {"bn", "mn", "cn"}
     assert all(c.placement == ("conv3",) and c.batch_size == 256 and c.optimizer == "rmsprop" for c in chosen.values())
     assert (chosen["cn-random"].contexts, chosen["cn-one"].num_contexts) == ("random", 1)

@@ -12,7 +12,7 @@ from cnlib.results.statistics import T975
 from cnlib.training import Config
 from cnlib.training.records import Run, write_lines
 
-NORMS = {"bn": {}, "cn": {"norm": "cn", "contexts": "gmm"}}
+NORMS = {"bn": {}, "cn": {"norm": "cn", "contexts": "gmm"}, "cn-random": {"norm": "cn", "contexts": "random"}}
 
 
 def run(name="bn", seed=0, accuracies=(0.1, 0.5, 0.4), **config):
@@ -22,7 +22,8 @@ def run(name="bn", seed=0, accuracies=(0.1, 0.5, 0.4), **config):
 
 
 def write(folder, name, seed, accuracies, profile="reduced", final=True):
-    header = {"type": "header", "config": Config(seed=seed, profile=profile).to_dict(), "provenance": {"threads": 1}}
+    header = {"type": "header", "provenance": {"threads": 1}}
+    header["config"] = Config(seed=seed, profile=profile, **NORMS[name]).to_dict()
     rows = [{"type": "epoch", "epoch": i + 1, "test_accuracy": a} for i, a in enumerate(accuracies)]
     ending = [{"type": "final", "status": "finished", "best_test_accuracy": max(accuracies)}] if final else []
     write_lines(folder / f"{name}-s{seed}.jsonl", [header, *rows, *ending])
@@ -33,7 +34,7 @@ def test_loading_a_folder_of_records(tmp_path):
     write(tmp_path, "bn", 0, [0.3], profile="paper", final=False)
     bn, cn = results.load(tmp_path)
     assert (bn.label, bn.status, bn.provenance) == ("paper", "unfinished", {"threads": 1})
-    assert results.method(cn) == "cn-random" and cn.final == {"best_test_accuracy": 0.2}
+    assert cn.config.method == "cn-random" and cn.final == {"best_test_accuracy": 0.2}
     assert cn.epochs["test_accuracy"].tolist() == [0.1, 0.2]
     assert [r.name for r in results.load(tmp_path, profile="reduced")] == ["cn-random-s1"]
     frame = results.to_frame([bn, cn])
@@ -91,8 +92,10 @@ def test_final_last_best_and_at_an_epoch():
     assert results.final(runs, "test_loss", best=True)["cn"].mean == pytest.approx(0.1)
     with pytest.raises(ValueError, match="has 3 epochs"):
         results.final(runs, "test_accuracy", epoch=4)
-    with pytest.raises(ValueError, match="two runs of 'bn' with seed 0"):
+    with pytest.raises(ValueError, match="both 'bn' with seed 0 .lr: 0.005, not 0.001"):
         results.final([run(), replace(run(), config=Config(lr=5e-3))], "test_accuracy")
+    with pytest.raises(ValueError, match="has 0 epochs"):
+        results.final([run(accuracies=())], "test_accuracy")
 
 
 def test_pairing_uses_equal_seeds_only():
