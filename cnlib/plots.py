@@ -88,7 +88,8 @@ def convergence(
     methods: Sequence[str] | None = None,
     title: str | None = None,
 ) -> Figure:
-    """A curve for each method: the mean over seeds and its 95 % interval as a band, against epochs.
+    """A curve for each method: the mean over seeds and its 95 % interval as a band, against epochs. Two seeds are
+    shown as two thin curves.
 
     A metric that ends in "error" is 100 % minus the accuracy. The profile of the runs ("reduced", "paper"), the data
     and the number of seeds stand above the axes, whatever the title.
@@ -102,22 +103,25 @@ def convergence(
     error = metric.endswith("error")
     source = metric.replace("error", "accuracy") if error else metric
     scale, label = quantity(source)
-    ends = []
+    ends, seen = [], []
     for name in methods:
-        curves = [scale * run.epochs[source] for run in groups[name].values()]
-        length = min(map(len, curves))
-        table = np.stack([curve[:length] for curve in curves])
+        curves = [scale * run.curve(source) for run in groups[name].values()]
+        table = np.stack([curve[: min(map(len, curves))] for curve in curves])
         table = 100 - table if error else table
-        epochs = np.arange(1, length + 1)
-        shown = STYLES.get(name, STYLES["none"])
-        bands = [interval(column) for column in table.T]
-        middle = np.array([band.mean for band in bands])
-        ax.plot(epochs, middle, color=shown[0], linestyle=shown[1], zorder=3)
-        if len(curves) > 1:
-            ax.fill_between(
-                epochs, [b.low for b in bands], [b.high for b in bands], color=shown[0], alpha=0.13, linewidth=0
-            )
-        ends.append((length, float(middle[-1]), name_of(name), *shown[:2]))
+        epochs, middle = np.arange(1, table.shape[1] + 1), table.mean(0)
+        ink, line, text = STYLES.get(name, (*STYLES["none"][:2], name))
+        ax.plot(epochs, middle, color=ink, linestyle=line, zorder=3)
+        if len(curves) > 2:
+            bands = [interval(column) for column in table.T]
+            edges = [band.low for band in bands], [band.high for band in bands]
+            ax.fill_between(epochs, *edges, color=ink, alpha=0.13, linewidth=0)
+        elif len(curves) == 2:  # an interval of two values is wider than any page: show the two
+            ax.plot(epochs, table.T, color=ink, linestyle=line, linewidth=0.7, alpha=0.6)
+        seen.append(table)
+        ends.append((len(epochs), float(middle[-1]), text, ink, line))
+    low, high = min(np.nanmin(table) for table in seen), max(np.nanmax(table) for table in seen)
+    margin = 0.06 * (high - low) or 0.5
+    ax.set_ylim(low - margin, high + margin)  # the curves decide, not the wide bands of the first epochs
     ax.set_xlabel("epoch")
     ax.set_ylabel(label.replace("accuracy", "error") if error else label)
     ax.xaxis.get_major_locator().set_params(integer=True)  # type: ignore[call-arg]
@@ -188,6 +192,9 @@ def intervals(
     ax.set_xlabel(label)
     if zero:
         ax.axvline(0, color=MUTED, linewidth=1)
+    elif scale == 100:
+        low, high = ax.get_xlim()
+        ax.set_xlim(max(low, 0), min(high, 100))
     if reference:
         ax.plot([], [], "D", markerfacecolor="none", color=INK, label="published")
         ax.legend(loc="lower right", bbox_to_anchor=(1, 1), fontsize=9, borderpad=0)

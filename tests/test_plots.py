@@ -96,6 +96,8 @@ def test_convergence_of_the_error_of_chosen_methods_with_one_seed():
     fig = plots.convergence(runs(seeds=1), "test_error", methods=["cn"])
     assert "test error (%)" in texts(fig) and "BN" not in texts(fig)
     assert not fig.axes[0].collections and fig.axes[0].lines[0].get_ydata()[-1] < 50
+    two = plots.convergence(runs(seeds=2))
+    assert len(two.axes[0].lines) == 6 and not two.axes[0].collections
     with pytest.raises(ValueError, match="no runs"):
         plots.convergence(runs(), methods=["mn"])
 

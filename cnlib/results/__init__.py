@@ -7,13 +7,14 @@ cnlib.results.published("icdm_table_5").rows
 """
 
 from cnlib.results.papers import Table, published, tables
-from cnlib.results.recorded import by_method, experiments, load, to_frame
+from cnlib.results.recorded import by_method, cn_plus, experiments, load, to_frame
 from cnlib.results.statistics import Interval, final, interval, paired
 
 __all__ = [
     "Interval",
     "Table",
     "by_method",
+    "cn_plus",
     "experiments",
     "final",
     "interval",

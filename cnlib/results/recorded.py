@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -48,6 +49,17 @@ def by_method(runs: Sequence[Run]) -> dict[str, dict[int, Run]]:
                 f"({how}): select one setting first"
             )
     return groups
+
+
+def cn_plus(runs: Sequence[Run]) -> list[Run]:
+    """The same networks under CN+ at inference, as runs of their own (method "cn+"), where both were measured."""
+    found = []
+    for run in runs:
+        if run.config.inference == "both":
+            plus = {key.replace("_plus", ""): curve for key, curve in run.epochs.items() if "_plus" in key}
+            rest = {key: curve for key, curve in run.epochs.items() if not key.startswith("test_")}
+            found.append(replace(run, config=replace(run.config, inference="cn+"), epochs=rest | plus, final={}))
+    return found
 
 
 def to_frame(runs: list[Run]) -> pd.DataFrame:

@@ -68,7 +68,7 @@ def _values(runs: Sequence[Run], metric: str, epoch: int | None, best: bool) -> 
 
 
 def _value(run: Run, metric: str, epoch: int | None, best: bool) -> float:
-    curve = run.epochs[metric][:epoch]
+    curve = run.curve(metric)[:epoch]
     if not len(curve) or (epoch is not None and len(curve) < epoch):
         raise ValueError(f"{run.name} has {len(curve)} epochs ({run.status}), not {epoch or 'one'}")
     if not best:

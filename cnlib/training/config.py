@@ -80,9 +80,9 @@ class Config:
     @property
     def method(self) -> str:
         """How records, tables and figures call it: "bn", "mn", "mn-em", "cn", "cn-random", "cn-one", ..."""
-        if self.norm not in ("mn", "cn") or self.contexts == "gmm":
-            return self.norm
-        return f"{self.norm}-{'em' if self.contexts == 'none' else self.contexts}"
+        kind = {"gmm": "", "none": "-em"}.get(self.contexts, f"-{self.contexts}")
+        plus = "+" if self.inference == "cn+" else ""
+        return f"{self.norm}{kind}{plus}" if self.norm in ("mn", "cn") else self.norm
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

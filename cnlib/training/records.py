@@ -43,6 +43,12 @@ class Run:
         """What to write beside a number from this run: its profile ("paper", "reduced", ...)."""
         return self.config.profile
 
+    def curve(self, metric: str) -> np.ndarray:
+        """``epochs[metric]``, or a ValueError that names what is recorded."""
+        if metric not in self.epochs:
+            raise ValueError(f"{self.name} records no {metric!r}: it has {', '.join(self.epochs) or 'no epoch'}")
+        return self.epochs[metric]
+
 
 def write_atomic(path: Path, write: Any) -> None:
     """Call write(binary file) on a file beside `path`, and move it into place when all of it is on disk."""

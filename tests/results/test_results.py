@@ -147,3 +147,14 @@ def test_unknown_table_and_ambiguous_value():
         results.published("icdm_table_99")
     with pytest.raises(ValueError, match="4 rows have"):
         results.published("icdm_table_5").value(dataset="cifar10", model="BN")
+
+
+def test_cn_plus_becomes_a_method_of_its_own():
+    both = run("cn", 0, inference="both")
+    both.epochs["test_plus_accuracy"] = np.array([0.7, 0.8, 0.9])
+    (plus,) = results.cn_plus([both, run("bn")])
+    assert plus.config.method == "cn+" and plus.epochs["test_accuracy"].tolist() == [0.7, 0.8, 0.9]
+    found = results.final([both, plus], "test_accuracy")
+    assert found["cn"].mean == pytest.approx(0.4) and found["cn+"].mean == pytest.approx(0.9)
+    with pytest.raises(ValueError, match="records no 'test_plus_loss': it has epoch, "):
+        results.final([both], "test_plus_loss")
