@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -151,8 +152,12 @@ def _device_name(device: torch.device) -> str:
     return f"{device.type}: {platform.machine()}"
 
 
+@cache
 def _commit() -> str | None:
-    """The last commit that touched the package, "-dirty" where files differ from it; None outside its repository."""
+    """The last commit that touched the package, "-dirty" where files differ from it; None outside its repository.
+
+    Asked once a process: files may change under a long sweep, the code it has loaded does not.
+    """
     package = Path(__file__).resolve().parents[1]
 
     def git(*arguments: str) -> str:

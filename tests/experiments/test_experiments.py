@@ -12,7 +12,7 @@ from cnlib.training import checkpoint, read
 
 @pytest.mark.parametrize("profile", convnet.PROFILES)
 def test_profiles_change_sizes_only(profile):
-    sizes = {"profile", "dataset", "width", "epochs", "batch_size", "train_size", "test_size"}
+    sizes = {"profile", "dataset", "width", "epochs", "batch_size", "train_size", "test_size", "flip"}
     for method in convnet.METHODS:
         smoke, other = (convnet.config(method, profile=p).to_dict() for p in ("smoke", profile))
         assert {key for key in smoke if smoke[key] != other[key]} <= sizes
