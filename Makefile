@@ -63,12 +63,12 @@ lint: setup ## style, types, spelling, stripped notebooks; changes nothing
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy cnlib
 	$(BIN)/codespell
-	$(if $(NOTEBOOKS),$(BIN)/nbstripout --verify $(NOTEBOOKS))
+	$(if $(NOTEBOOKS),$(BIN)/nbstripout --keep-id --verify $(NOTEBOOKS))
 
 format: setup ## rewrite code in the house style and strip the notebooks
 	$(BIN)/ruff check --fix --exit-zero -q .
 	$(BIN)/ruff format .
-	$(if $(NOTEBOOKS),$(BIN)/nbstripout $(NOTEBOOKS))
+	$(if $(NOTEBOOKS),$(BIN)/nbstripout --keep-id $(NOTEBOOKS))
 
 cells: setup ## put the current set-up cell into every notebook
 	$(BIN)/python book/_ext/setup_cell.py notebooks/*.ipynb

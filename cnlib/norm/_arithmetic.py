@@ -22,6 +22,11 @@ def wide_type(x: Tensor) -> torch.dtype:
     return torch.promote_types(x.dtype, torch.float32)
 
 
+def narrow(y: Tensor, dtype: torch.dtype) -> Tensor:
+    """y in the given type. A bare y.to(dtype) may return y itself, and torch 2.11's compiler then loses its gradient."""
+    return y if y.dtype == dtype else y.to(dtype)
+
+
 def flatten(x: Tensor) -> Tensor:
     """(N, C) or (N, C, *) as (N, C, L); -1 cannot say this of an empty batch."""
     return x.reshape(x.shape[0], x.shape[1], x.shape[2:].numel())
@@ -32,22 +37,23 @@ def no_autocast(x: Tensor) -> AbstractContextManager[object]:
     return nullcontext() if x.device.type == "meta" else torch.autocast(x.device.type, enabled=False)
 
 
-def _differentiable(*tensors: Tensor) -> bool:
-    return torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+def _keep(*tensors: Tensor) -> bool:
+    """Whether the first of them must survive. A compiler fuses anyway, and torch 2.11's fails as in ``narrow``."""
+    return torch.compiler.is_compiling() or (torch.is_grad_enabled() and any(t.requires_grad for t in tensors))
 
 
 def affine(x: Tensor, scale: Tensor, shift: Tensor | None = None) -> Tensor:
     """x * scale + shift."""
     if shift is None:
         return product(x, scale)
-    return x * scale + shift if _differentiable(x, scale, shift) else x.mul_(scale).add_(shift)
+    return x * scale + shift if _keep(x, scale, shift) else x.mul_(scale).add_(shift)
 
 
 def product(x: Tensor, y: Tensor) -> Tensor:
     """x * y."""
-    return x * y if _differentiable(x, y) else x.mul_(y)
+    return x * y if _keep(x, y) else x.mul_(y)
 
 
 def add_product(x: Tensor, a: Tensor, b: Tensor) -> Tensor:
     """x + a * b."""
-    return torch.addcmul(x, a, b) if _differentiable(x, a, b) else x.addcmul_(a, b)
+    return torch.addcmul(x, a, b) if _keep(x, a, b) else x.addcmul_(a, b)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from cnlib.norm._arithmetic import add_product, affine, wide_type, widen
+from cnlib.norm._arithmetic import add_product, affine, narrow, wide_type, widen
 from cnlib.norm._checks import check_gradient, check_input, check_positive
 
 # Every layer of the family sees x as (N, G, D, L): G groups of D channels, L positions. One equation serves
@@ -35,7 +35,7 @@ def standardize(
     scale = (var + eps).rsqrt()
     if weight is not None:
         scale = scale * weight
-    return affine(centered, scale, bias).to(dtype), mean, var
+    return narrow(affine(centered, scale, bias), dtype), mean, var
 
 
 def _kept(x: Tensor, axes: tuple[int, ...]) -> int:
@@ -86,7 +86,7 @@ class Standardize(torch.autograd.Function):
             d_var = d_var + g_var
         through_moments = affine(centered, 2 * d_var / m, d_mean / m)
         dx = through_moments + h if weight is None else add_product(through_moments, h, weight)
-        return dx.to(x.dtype), d_weight, d_bias, None, None
+        return narrow(dx, x.dtype), d_weight, d_bias, None, None
 
 
 def normalize_groups(

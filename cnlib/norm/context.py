@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cnlib.norm._arithmetic import affine, flatten, no_autocast, product, wide_type, widen
+from cnlib.norm._arithmetic import affine, flatten, narrow, no_autocast, product, wide_type, widen
 from cnlib.norm._checks import check_context, check_gradient, check_input, check_moments, check_positive
 from cnlib.norm.gaussians import responsibilities
 from cnlib.norm.mixture import mixture_norm
@@ -27,7 +27,7 @@ def context_standardize(
     if weight is not None:
         scale = scale * weight
     centered = widen(x) - rows(mean, context)
-    return affine(centered, rows(scale, context), None if bias is None else bias[:, None]).to(x.dtype)
+    return narrow(affine(centered, rows(scale, context), None if bias is None else bias[:, None]), x.dtype)
 
 
 def rows(table: Tensor, context: Tensor) -> Tensor:
@@ -76,7 +76,7 @@ class ContextStandardize(torch.autograd.Function):
             h, sum_h, sum_hc = h * weight[:, None], sum_h * weight, sum_hc * weight
         sum_h, sum_hc = by_context(torch.cat((sum_h, sum_hc), 1), context, len(mean)).chunk(2, 1)
         d_mean, d_var = -sum_h, -0.5 * rstd**2 * sum_hc
-        return h.to(x.dtype), None, d_mean, d_var, d_weight, d_bias, None
+        return narrow(h, x.dtype), None, d_mean, d_var, d_weight, d_bias, None
 
 
 def normalize_context(

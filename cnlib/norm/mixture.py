@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cnlib.norm._arithmetic import add_product, affine, flatten, wide_type, widen
+from cnlib.norm._arithmetic import add_product, affine, flatten, narrow, wide_type, widen
 from cnlib.norm._checks import (
     check_gradient,
     check_input,
@@ -44,7 +44,7 @@ def mixture_standardize(
     """Eq. (3)-(4) / (6)-(7) and an affine map: y like x, and the mean and variance of each component (K, C)."""
     wide = widen(x)
     mean, var = mixture_moments(wide, tau)
-    return mixture_affine(wide, tau, priors, mean, var, weight, bias, eps).to(x.dtype), mean, var
+    return narrow(mixture_affine(wide, tau, priors, mean, var, weight, bias, eps), x.dtype), mean, var
 
 
 class MixtureStandardize(torch.autograd.Function):
@@ -103,7 +103,7 @@ class MixtureStandardize(torch.autograd.Function):
             d_priors = -0.5 * (q * scale).sum(1) * invert(priors)
         if ctx.needs_input_grad[0]:  # last: it may overwrite shifted
             through_moments = affine(shifted, mix(tau, 2 * by_var), mix(tau, by_mean - 2 * by_var * offset))
-            d_x = add_product(through_moments, g, mix(tau, by_x)).to(dtype)
+            d_x = narrow(add_product(through_moments, g, mix(tau, by_x)), dtype)
         return d_x, d_tau, d_priors, d_weight, d_bias, None
 
 
