@@ -23,7 +23,7 @@ def wide_type(x: Tensor) -> torch.dtype:
 
 
 def narrow(y: Tensor, dtype: torch.dtype) -> Tensor:
-    """y in the given type. A bare y.to(dtype) may return y itself, and torch 2.11's compiler then loses its gradient."""
+    """y in the given type. A bare y.to(dtype) may be y itself: then torch 2.11's compiler loses its gradient."""
     return y if y.dtype == dtype else y.to(dtype)
 
 
