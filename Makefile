@@ -9,8 +9,8 @@ TORCH_BACKEND ?=
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 NOTEBOOKS := $(wildcard notebooks/*.ipynb)
-# One thread a worker: two workers that each take every core are slower than one.
-TEST_ENV := OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1}
+# One thread a process: the models are small, and threads that wait for a core another process has are slower than none.
+ONE_THREAD := OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1}
 NBVAL := --nbval-lax --nbval-current-env --nbval-cell-timeout=300
 
 .DEFAULT_GOAL := help
@@ -45,7 +45,7 @@ endif
 # from a cache that book/_ext/cnbook.py empties of meaning whenever the code behind them changes.
 book: setup ## build the book into _build/html; fails on a warning, a failing cell or a dead link
 	rm -rf _build/html _build/.doctrees
-	$(BIN)/jupyter-book build . -W -n --keep-going
+	$(ONE_THREAD) $(BIN)/jupyter-book build . -W -n --keep-going
 	$(BIN)/python book/_ext/links.py _build/html
 
 serve: ## serve the built book on http://localhost:8000 (PORT=...)
@@ -53,7 +53,7 @@ serve: ## serve the built book on http://localhost:8000 (PORT=...)
 	$(BIN)/python -m http.server $(PORT) --bind 127.0.0.1 --directory _build/html
 
 test: setup ## run all tests, and every cell of every notebook (WORKERS=...)
-	$(TEST_ENV) $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile $(if $(NOTEBOOKS),$(NBVAL)) tests $(if $(NOTEBOOKS),notebooks)
+	$(ONE_THREAD) $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile $(if $(NOTEBOOKS),$(NBVAL)) tests $(if $(NOTEBOOKS),notebooks)
 
 bench: setup ## measure speed and memory against peers
 	$(BIN)/python -m benchmarks
