@@ -38,15 +38,16 @@ def main(
     """Forward + backward time and memory of every layer, and the mixture, beside their peers."""
     threads = torch.get_num_threads()
     lines: list[dict[str, object]] = [{"type": "header", "provenance": provenance(torch.device("cpu"), "synthetic")}]
+    name = f"cpu-{platform.machine()}-{threads}-threads.jsonl"
+    path = (PACKAGE if record else HERE / "out") / name
     if only in ("", "layers"):
         rows = layers.run(budget)
         print(layers.summarize(rows))
         lines += [{"type": "layer", **row} for row in rows]
+        write_lines(path, lines)
     if only in ("", "mixture"):
         lines += [{"type": "mixture", **row} for row in mixture.run(repeats)]
-    name = f"cpu-{platform.machine()}-{threads}-threads.jsonl"
-    path = (PACKAGE if record else HERE / "out") / name
-    write_lines(path, lines)
+        write_lines(path, lines)
     print(f"recorded in {path.relative_to(HERE.parent)}")
 
 
