@@ -114,7 +114,7 @@ def normalize_mixture(
     c, dtype = x.shape[1], wide_type(x)
     weight = x.new_ones(c, dtype=dtype) if weight is None else weight.to(dtype)
     bias = x.new_zeros(c, dtype=dtype) if bias is None else bias.to(dtype)
-    flat, tau = flatten(x), tau.to(dtype).reshape(*tau.shape[:2], -1)
+    flat, tau = flatten(x), flatten(tau.to(dtype))
     run = MixtureStandardize.apply if gradient == "manual" else mixture_standardize
     y, mean, var = run(flat, tau, priors.to(dtype), weight, bias, eps)
     return y.reshape(x.shape), mean, var
@@ -263,7 +263,7 @@ class MixtureNorm(nn.Module):
         if given is None:
             tau = log_joint(flat, priors, mean, var + self.eps).softmax(1)
         else:
-            tau = given.to(wide.dtype).reshape(*given.shape[:2], -1)
+            tau = flatten(given.to(wide.dtype))
         weight = torch.ones_like(mean[0]) if self.weight is None else self.weight.to(wide.dtype)
         bias = torch.zeros_like(mean[0]) if self.bias is None else self.bias.to(wide.dtype)
         return mixture_affine(flat, tau, priors, mean, var, weight, bias, self.eps).reshape(x.shape).to(x.dtype)
