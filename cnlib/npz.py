@@ -7,19 +7,13 @@ from typing import Any
 
 import numpy as np
 
+from cnlib.files import write_atomic
+
 
 def write_npz(path: str | os.PathLike[str], header: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:
-    """Write to a temporary file beside `path` and move it there: a reader sees the old file or the whole new one."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            np.savez(file, allow_pickle=False, header=np.array(json.dumps(header)), **arrays)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    """Write the file atomically: a reader sees the old file or the whole new one."""
+    header_array = np.array(json.dumps(header))
+    write_atomic(Path(path), lambda file: np.savez(file, allow_pickle=False, header=header_array, **arrays))
 
 
 def read_npz(path: str | os.PathLike[str], kind: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:

@@ -9,11 +9,12 @@ from typing import Any
 
 import torch
 
-from cnlib.training.records import write_atomic
+from cnlib.files import write_atomic
 
 
 def save(path: Path, state: dict[str, Any]) -> None:
     """Plain types and tensors only, so that `torch.load(weights_only=True)` reads it: nothing in it can execute."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, lambda file: torch.save(state, file))
 
 

@@ -12,12 +12,13 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
+from cnlib.files import write_atomic
 from cnlib.training.config import Config
 
 Line = dict[str, Any]
@@ -51,23 +52,9 @@ class Run:
         return self.epochs[metric]
 
 
-def write_atomic(path: Path, write: Any) -> None:
-    """Call write(binary file) on a file beside `path`, and move it into place when all of it is on disk."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    file: BinaryIO
-    try:
-        with open(temporary, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def write_lines(path: Path, lines: Iterable[Line]) -> None:
     text = "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines)
+    path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, lambda file: file.write(text.encode()))
 
 
