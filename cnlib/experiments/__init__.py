@@ -1,5 +1,18 @@
 """One file for each published experiment: its configurations, by name, and nothing else. `sweep` runs them."""
 
-from cnlib.experiments.sweep import sweep
+from cnlib.experiments import convnet
+from cnlib.experiments.experiment import Experiment, Grid, record_name
+from cnlib.experiments.sweep import estimate, recorded, sweep
 
-__all__ = ["sweep"]
+EXPERIMENTS = {module.EXPERIMENT.name: module.EXPERIMENT for module in (convnet,)}
+
+__all__ = ["EXPERIMENTS", "Experiment", "Grid", "estimate", "find_sweep", "record_name", "recorded", "sweep"]
+
+
+def find_sweep(name: str) -> Experiment:
+    """The experiment that has a sweep, e.g. "table-v". Raises ValueError with the names there are."""
+    for experiment in EXPERIMENTS.values():
+        if name in experiment.sweeps:
+            return experiment
+    known = ", ".join(sweep for experiment in EXPERIMENTS.values() for sweep in experiment.sweeps)
+    raise ValueError(f"no sweep {name!r}: expected one of {known}")

@@ -1,20 +1,22 @@
-"""BN, MN and CN on the CIFAR ConvNet: Tables 1 and 2 of the French paper, V and VI of the ICDM paper.
+"""BN, MN and CN on the CIFAR ConvNet: Tables 1, 2 and Figure 1 (French paper), Tables V, VI and Figure 3 (ICDM paper).
 
-    python -m cnlib.experiments.convnet --profile reduced --out DIR
+    cnlib sweep table-v --profile reduced
 
-The norm under test replaces the third batch norm, as in the French paper. Two controls tell what a context is worth:
-`cn-random` draws contexts at random, `cn-one` has a single one, so that CN is a plain learned affine map.
+The French paper replaces the third batch norm by MN or CN, and CN's encoder is one affine map of the one-hot id. The
+ICDM paper puts CN on the image ("CN-Channels"), before all layers, with an embedder, and MN in the place of the third
+batch norm. Two controls, which neither has, tell what a context is worth: `cn-random` draws contexts at random,
+`cn-one` has a single one, so that CN is a plain learned affine map. CN+ (Tables 2 and VI) is evaluated on the networks
+of CN.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from cnlib.experiments.sweep import command
-from cnlib.training import Config
+from cnlib.experiments.experiment import Experiment, Fields, Grid, product
 
 K = 3
-METHODS: dict[str, dict[str, Any]] = {
+METHODS: dict[str, Fields] = {
     "bn": {"norm": "bn"},
     "mn": {"norm": "mn", "contexts": "gmm", "num_contexts": K},
     "mn-em": {"norm": "mn", "num_contexts": K},
@@ -22,29 +24,51 @@ METHODS: dict[str, dict[str, Any]] = {
     "cn-random": {"norm": "cn", "contexts": "random", "num_contexts": K},
     "cn-one": {"norm": "cn", "contexts": "one", "num_contexts": 1},
 }
-PUBLISHED: dict[str, Any] = {"optimizer": "rmsprop", "momentum": 0.9, "batch_size": 256, "placement": ("conv3",)}
-PROFILES: dict[str, dict[str, Any]] = {
+PUBLISHED: dict[str, Any] = {"dataset": "cifar10", "optimizer": "rmsprop", "momentum": 0.9, "batch_size": 256}
+PROFILES: dict[str, Fields] = {
     "smoke": {"dataset": "digits", "width": 0.0625, "epochs": 2, "batch_size": 64, "train_size": 200, "test_size": 100},
     "book": {"dataset": "digits", "width": 0.25, "epochs": 5, "batch_size": 64},
     # flips stand in for the images left out; the papers name no augmentation for this network
-    "reduced": {"dataset": "cifar10", "width": 0.25, "epochs": 12, "train_size": 8000, "test_size": 2000, "flip": True},
-    "paper": {"dataset": "cifar10", "width": 1.0, "epochs": 100},
+    "reduced": {"width": 0.25, "epochs": 10, "train_size": 10240, "test_size": 2000, "flip": True},
+    "paper": {"width": 1.0, "epochs": 100},
 }
-SEEDS = {"smoke": 2, "book": 3, "reduced": 5, "paper": 3}
+SEEDS = {"smoke": 1, "book": 3, "reduced": 3, "paper": 3}
+
+FRENCH: Fields = {"placement": ("conv3",), "encoder": "linear"}
+ICDM: Fields = {"placement": ("input",), "encoder": "embedder"}
+RATES = product(lr=(1e-3, 5e-3), weight_decay=(1e-4, 2e-5))
+CIFAR = ("cifar10", "cifar100")
+CN = ("cn", "cn-random", "cn-one")
 
 
-def config(method: str, seed: int = 0, profile: str = "book", **changes: Any) -> Config:
-    """The configuration of one cell; `changes` are fields of Config, e.g. lr=5e-3 or epochs=3."""
-    if method not in METHODS or profile not in PROFILES:
-        raise ValueError(f"{method!r}, {profile!r}: methods are {', '.join(METHODS)}, profiles {', '.join(PROFILES)}")
-    return Config(**PUBLISHED | PROFILES[profile] | METHODS[method] | {"profile": profile, "seed": seed} | changes)
+def settings(where: Fields, datasets: tuple[str, ...], rates: tuple[Fields, ...]) -> tuple[Fields, ...]:
+    return tuple({"dataset": dataset, **rate, **where} for dataset in datasets for rate in rates)
 
 
-def configs(profile: str = "book", seeds: int | None = None, **changes: Any) -> dict[str, Config]:
-    """{name of the record: configuration} for every method and seed; all methods of a seed before the next seed."""
-    chosen = range(SEEDS.get(profile, 1) if seeds is None else seeds)
-    return {f"{method}-s{seed}": config(method, seed, profile, **changes) for seed in chosen for method in METHODS}
-
-
-if __name__ == "__main__":
-    command(configs, PROFILES, "Train BN, MN and CN on the CIFAR ConvNet; start again to go on where it stopped.")
+TABLE_1 = tuple(
+    Grid(tuple(METHODS), settings(FRENCH, (dataset,), RATES[:1]), profiles)
+    for dataset, profiles in (("cifar10", ()), ("cifar100", ()), ("tiny-imagenet", ("paper",)))
+)
+TABLE_V = tuple(
+    Grid(methods, settings(where, (dataset,), rates))
+    for rates in (RATES[:1], RATES[1:])
+    for dataset in CIFAR
+    for methods, where in ((("bn", "mn"), FRENCH), (CN, ICDM))
+)
+EXPERIMENT = Experiment(
+    name="convnet",
+    about="BN, MN, CN and their controls on the CIFAR ConvNet",
+    methods=METHODS,
+    published={**PUBLISHED, **RATES[0], **FRENCH},
+    profiles=PROFILES,
+    seeds=SEEDS,
+    sweeps={
+        "table-1": TABLE_1,
+        "table-2": tuple(Grid(("cn",), grid.settings, grid.profiles) for grid in TABLE_1),
+        "table-v": TABLE_V,
+        "table-vi": tuple(Grid(("cn",), grid.settings) for grid in TABLE_V if "cn" in grid.methods),
+        # the other placement of CN under all rates: neither paper has it
+        "placements": (Grid(CN, settings(FRENCH, CIFAR, RATES)), Grid(CN, settings(ICDM, CIFAR, RATES))),
+    },
+)
+config = EXPERIMENT.config

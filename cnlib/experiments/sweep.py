@@ -1,16 +1,18 @@
 """Run many configurations into one folder of records: what is recorded is skipped, what was killed goes on."""
 
+from __future__ import annotations
+
 import os
 import time
 import traceback
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
 
 import torch
 
-from cnlib.training import Busy, Config, read, train
+from cnlib.data import load
+from cnlib.training import Busy, Config, Trainer, read, train
 
 
 def sweep(
@@ -24,22 +26,23 @@ def sweep(
     """Train every configuration {name: config}, in order, into ``out/<name>.jsonl``; say how each ended.
 
     "finished" / "diverged" now, "recorded" before, "busy" (another process has it: several may share the folder),
-    "failed" (its traceback is printed, the others go on), "not started" once `minutes` have passed: no new run starts
-    then, but one that runs is finished.
+    "failed" (its traceback is printed, the others go on). After `minutes` everything stops at the end of an epoch:
+    the run under way is "unfinished" and goes on the next time, later ones are "not started".
     """
     results: dict[str, str] = {}
     start = time.monotonic()
+    until = None if minutes is None else start + 60 * minutes
     for i, (name, config) in enumerate(configs.items(), start=1):
-        record = Path(out) / f"{name}.jsonl"
         clock = time.monotonic()
-        if minutes is not None and clock - start > 60 * minutes:
-            results[name] = "not started"
-            continue
+        record = Path(out) / f"{name}.jsonl"
         try:
-            if record.exists() and (run := read(record)).config == config and run.status != "unfinished":
+            if recorded(config, record):
                 results[name] = "recorded"
                 continue
-            run = train(config, record, device=device, progress=progress)
+            if until is not None and clock > until:
+                results[name] = "not started"
+                continue
+            run = train(config, record, device=device, progress=progress, until=until)
         except Busy:
             results[name] = "busy"
             continue
@@ -48,33 +51,28 @@ def sweep(
             results[name] = "failed"
             continue
         results[name] = run.status
-        accuracy = run.epochs["test_accuracy"][-1]
-        spent = time.monotonic() - clock
-        print(f"[{i}/{len(configs)}] {name}: {run.status}, test accuracy {accuracy:.4f}, {spent:.0f} s", flush=True)
+        accuracy = f", test accuracy {run.epochs['test_accuracy'][-1]:.4f}" if run.epochs else ""
+        print(f"[{i}/{len(configs)}] {name}: {run.status}{accuracy}, {time.monotonic() - clock:.0f} s", flush=True)
     return results
 
 
-def command(configs: Callable[[str, int | None], Mapping[str, Config]], profiles: Iterable[str], about: str) -> None:
-    """The command line of an experiment: `configs(profile, seeds)` gives what to run. Exit code 1: a run failed."""
-    import typer
+def recorded(config: Config, record: Path) -> bool:
+    """Whether the file holds the whole run of this configuration."""
+    return record.exists() and (run := read(record)).config == config and run.status != "unfinished"
 
-    known = ", ".join(profiles)
 
-    def experiment(
-        out: Annotated[Path, typer.Option(help="folder of the records; what is there already is not run again")],
-        profile: Annotated[str, typer.Option(help=f"sizes: {known}")] = "smoke",
-        seeds: Annotated[int | None, typer.Option(help="how many; by default the profile's own number")] = None,
-        device: Annotated[str, typer.Option(help="cpu, cuda or mps")] = "cpu",
-        threads: Annotated[int, typer.Option(help="of the CPU; sums depend on it in the last bit")] = 2,
-        minutes: Annotated[float | None, typer.Option(help="start no new run after this many")] = None,
-    ) -> None:
-        if profile not in known.split(", "):
-            raise typer.BadParameter(f"{profile!r}: expected one of {known}", param_hint="--profile")
-        torch.set_num_threads(threads)
-        results = sweep(configs(profile, seeds), out, device=device, minutes=minutes)
-        counts = Counter(results.values())
-        print(", ".join(f"{count} {status}" for status, count in counts.items()), flush=True)
-        raise typer.Exit(int("failed" in counts))
+def estimate(config: Config, device: str = "cpu") -> float:
+    """Seconds this run will take here, without fitting contexts: two steps are timed on the device, and scaled up.
 
-    experiment.__doc__ = about
-    typer.run(experiment)
+    Raises what `cnlib.data.load` raises where the data cannot be had.
+    """
+    data = load(config.dataset)
+    train_size = config.train_size or len(data.train_labels)
+    test_size = config.test_size or len(data.test_labels)
+    steps = min(2, max(1, train_size // config.batch_size))
+    few = min(train_size, steps * config.batch_size), min(test_size, config.batch_size)
+    trainer = Trainer(replace(config, epochs=2), data.subset(*few), torch.device(device))
+    trainer.run_epoch()  # allocations, autotuning, compilation
+    metrics = trainer.run_epoch()
+    per_epoch = metrics["train_seconds"] * train_size / few[0] + metrics["eval_seconds"] * test_size / few[1]
+    return config.epochs * per_epoch

@@ -68,6 +68,11 @@ class ConvNet(nn.Sequential):
         self.flatten = nn.Flatten()
         self.linear = linear
 
+    @staticmethod
+    def slot(name: str) -> str:
+        """The name of the layer in a slot: "norm3" for "conv3", "norm0" for "input"."""
+        return f"norm{SLOTS.index(name)}"
+
     def forward(self, x: Tensor) -> Tensor:
         expected = (self.in_channels, self.image_size, self.image_size)
         if x.ndim != 4 or x.shape[1:] != expected:

@@ -63,11 +63,13 @@ def cn_plus(runs: Sequence[Run]) -> list[Run]:
 
 
 def to_frame(runs: list[Run]) -> pd.DataFrame:
-    """One row an epoch and run: method, seed, profile, epoch, metrics. Needs pandas."""
+    """One row an epoch and run: method, seed, profile, epoch, metrics of the whole test set. Needs pandas."""
     import pandas as pd
 
     frames = [
-        pd.DataFrame(run.epochs).assign(run=run.name, method=run.config.method, seed=run.config.seed, profile=run.label)
+        pd.DataFrame({key: curve for key, curve in run.epochs.items() if curve.ndim == 1}).assign(
+            run=run.name, method=run.config.method, seed=run.config.seed, profile=run.label
+        )
         for run in runs
     ]
     return pd.concat(frames, ignore_index=True)

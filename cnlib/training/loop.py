@@ -26,11 +26,13 @@ def train(
     data: ImageData | None = None,
     device: str | torch.device = "cpu",
     progress: bool | None = None,
+    until: float | None = None,
 ) -> records.Run:
     """Train what `config` says, or go on where a killed run stopped, or return what is recorded.
 
     record: path of the JSON Lines file; checkpoint and lock lie beside it. None keeps everything in memory.
     data: instead of ``cnlib.data.load(config.dataset)``. progress: None shows a bar where somebody watches.
+    until: ``time.monotonic()`` by which to stop; no epoch starts that would end later. The run is then "unfinished".
     Raises ValueError where `record` holds another configuration, checkpoint.Busy where another process writes it.
     A loss that is no longer finite ends the run with status "diverged".
 
@@ -38,7 +40,7 @@ def train(
     """
     device = torch.device(device)
     if record is None:
-        return _train(config, None, data, device, progress)
+        return _train(config, None, data, device, progress, until)
     path = Path(record)
     with checkpoint.locked(path):
         if path.exists():
@@ -50,11 +52,16 @@ def train(
                 )
             if lines and lines[-1]["type"] == "final":
                 return records.as_run(path.stem, lines)
-        return _train(config, path, data, device, progress)
+        return _train(config, path, data, device, progress, until)
 
 
 def _train(
-    config: Config, path: Path | None, data: ImageData | None, device: torch.device, progress: bool | None
+    config: Config,
+    path: Path | None,
+    data: ImageData | None,
+    device: torch.device,
+    progress: bool | None,
+    until: float | None,
 ) -> records.Run:
     mark = time.perf_counter()
     with ExitStack() as stack:
@@ -80,7 +87,7 @@ def _train(
         report, close = reporter(config.epochs, name, progress)
         stack.callback(close)
         mark = time.perf_counter()
-        while trainer.epoch < config.epochs and not _diverged(lines):
+        while trainer.epoch < config.epochs and not _diverged(lines) and not _too_late(lines, until):
             metrics = trainer.run_epoch()
             now = time.perf_counter()
             row = {key: plain(value) for key, value in metrics.items()}
@@ -94,13 +101,19 @@ def _train(
             report(
                 trainer.epoch, f"train loss {metrics['train_loss']:.3f}, test accuracy {metrics['test_accuracy']:.3f}"
             )
-        status = "diverged" if _diverged(lines) else "finished"
-        lines.append({"type": "final", "status": status, **records.summary(lines), **trainer.memory()})
-        if path:
-            records.write_lines(path, lines)
+        if trainer.epoch == config.epochs or _diverged(lines):
+            status = "diverged" if _diverged(lines) else "finished"
+            lines.append({"type": "final", "status": status, **records.summary(lines), **trainer.memory()})
+            if path:
+                records.write_lines(path, lines)
     run = records.as_run(name, lines)
     run.model = trainer.model
     return run
+
+
+def _too_late(lines: list[records.Line], until: float | None) -> bool:
+    last = next((line["seconds"] for line in reversed(lines) if line["type"] == "epoch"), 0.0)
+    return until is not None and time.monotonic() + last > until
 
 
 def _diverged(lines: list[records.Line]) -> bool:

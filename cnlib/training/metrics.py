@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -58,6 +59,8 @@ class Meter:
         return dict(zip(NAMES, values, strict=True))
 
 
-def plain(value: float) -> float | None:
-    """JSON has no NaN and no infinity: they are written as null."""
+def plain(value: float | list[float]) -> float | None | list[Any]:
+    """JSON has no NaN and no infinity: they are written as null. A list is one number a context."""
+    if isinstance(value, list):
+        return [plain(v) for v in value]
     return value if math.isfinite(value) else None

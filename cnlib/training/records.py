@@ -29,7 +29,8 @@ class Run:
     """A recorded run.
 
     epochs: {"epoch", "train_loss", "test_accuracy", ..., "train_seconds"}: one value an epoch, NaN where it was not
-    finite. status: "finished", "diverged", or "unfinished". model: the trained network, only right after training.
+    finite; "test_output_mean" and the like (`Observer.summary`): (epochs, T), one value a context.
+    status: "finished", "diverged", or "unfinished". model: the trained network, only right after training.
     """
 
     name: str
@@ -90,7 +91,7 @@ def as_run(name: str, lines: list[Line]) -> Run:
     rows = [line for line in lines if line["type"] == "epoch"]
     final = next((line for line in lines if line["type"] == "final"), {})
     keys = dict.fromkeys(key for row in rows for key in row if key != "type")
-    epochs = {key: np.array([np.nan if row.get(key) is None else row[key] for row in rows]) for key in keys}
+    epochs = {key: np.array([row.get(key) for row in rows], dtype=float) for key in keys}
     return Run(
         name=name,
         config=Config.from_dict(header["config"]),

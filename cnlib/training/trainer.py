@@ -17,6 +17,7 @@ from cnlib.training.batches import Batch, Split, moments
 from cnlib.training.build import OPTIMIZERS, build_contexts, build_model
 from cnlib.training.config import Config
 from cnlib.training.metrics import Meter
+from cnlib.training.observe import Observer
 
 
 class Trainer:
@@ -72,7 +73,7 @@ class Trainer:
             "contexts": self.contexts,
         }
 
-    def run_epoch(self) -> dict[str, float]:
+    def run_epoch(self) -> dict[str, Any]:
         """One pass over the training images, then the test set.
 
         Train metrics are those of the pass itself: augmented images, weights changing under way. "test_plus_..." is the
@@ -83,7 +84,7 @@ class Trainer:
         self.model.train()
         for batch in self.train.shuffled(config.batch_size, self.generator, config.flip, config.crop):
             meter.update(*self.step(batch))
-        result = {f"train_{key}": value for key, value in meter.compute().items()}
+        result: dict[str, Any] = {f"train_{key}": value for key, value in meter.compute().items()}
         trained = time.perf_counter()
         for mode in ("cn", "cn+") if config.inference == "both" else (config.inference,):
             prefix = "test_plus" if config.inference == "both" and mode == "cn+" else "test"
@@ -105,18 +106,24 @@ class Trainer:
         return logits, batch.labels, loss
 
     @torch.no_grad()
-    def evaluate(self, inference: str = "cn") -> dict[str, float]:
-        """Metrics on the test set, in batches of the training size: CN+ uses the moments of the batch it sees."""
+    def evaluate(self, inference: str = "cn") -> dict[str, Any]:
+        """Metrics on the test set, in batches of the training size: CN+ uses the moments of the batch it sees.
+
+        Also what the first layer under test does to it, one number a context: see `Observer.summary`.
+        """
         self.model.eval()
         for layer in self.model.modules():
             if isinstance(layer, ContextNorm):
                 layer.inference = inference
         meter = Meter(self.num_classes, self.device)
-        for batch in self.test.ordered(self.config.batch_size):
-            with self.given(batch), self.autocast():
-                logits = self.compiled(batch.x).float()
-            meter.update(logits, batch.labels, F.cross_entropy(logits, batch.labels))
-        return meter.compute()
+        layer = self.model.get_submodule(self.model.slot(self.config.placement[0]))  # type: ignore[operator]
+        with Observer(layer, self.config.num_contexts if self.config.norm == "cn" else 1) as observer:
+            for batch in self.test.ordered(self.config.batch_size):
+                observer.ids = batch.ids
+                with self.given(batch), self.autocast():
+                    logits = self.model(batch.x).float()
+                meter.update(logits, batch.labels, F.cross_entropy(logits, batch.labels))
+        return meter.compute() | observer.summary()
 
     def given(self, batch: Batch) -> AbstractContextManager[None]:
         if batch.ids is None and batch.responsibilities is None:

@@ -1,0 +1,94 @@
+"""What the experiments have in common: methods, profiles, and sweeps, which are grids of settings in order of value."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from typing import Any
+
+from cnlib.training import Config
+
+Fields = Mapping[str, Any]  # fields of Config
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Every method under every setting, in this order. `profiles`: those that run it; empty means all."""
+
+    methods: tuple[str, ...]
+    settings: tuple[Fields, ...]
+    profiles: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One published experiment.
+
+    methods   {name: fields}: what is compared
+    published {field: value}: the setting of the paper
+    profiles  {name: fields}: sizes; "paper" changes none of the published ones
+    seeds     {profile: how many}
+    sweeps    {name: grids}, the most telling grid first: a sweep that is stopped early has what matters most
+    """
+
+    name: str
+    about: str
+    methods: Mapping[str, Fields]
+    published: Fields
+    profiles: Mapping[str, Fields]
+    seeds: Mapping[str, int]
+    sweeps: Mapping[str, tuple[Grid, ...]]
+
+    def config(
+        self, method: str, seed: int = 0, profile: str = "book", setting: Fields | None = None, **changes: Any
+    ) -> Config:
+        """The configuration of one run; `changes` are fields of Config and override the profile, e.g. epochs=3."""
+        for what, given, known in (("method", method, self.methods), ("profile", profile, self.profiles)):
+            if given not in known:
+                raise ValueError(f"{self.name} has no {what} {given!r}: expected one of {', '.join(known)}")
+        fields = {**self.published, **(setting or {}), **self.profiles[profile], **self.methods[method]}
+        return Config(**fields | {"profile": profile, "seed": seed} | changes)
+
+    def configs(
+        self, sweep: str, profile: str = "book", seeds: int | None = None, only: str = "*", **changes: Any
+    ) -> dict[str, Config]:
+        """{name of the record: configuration} of a sweep, in order of value; all seeds of a setting stay together.
+
+        seeds: how many, by default the profile's number. only: a pattern of record names, as in a shell.
+        """
+        if sweep not in self.sweeps:
+            raise ValueError(f"{self.name} has no sweep {sweep!r}: expected one of {', '.join(self.sweeps)}")
+        if profile not in self.profiles:
+            raise ValueError(f"{self.name} has no profile {profile!r}: expected one of {', '.join(self.profiles)}")
+        count = self.seeds[profile] if seeds is None else seeds
+        chosen = (
+            self.config(method, seed, profile, setting, **changes)
+            for grid in self.sweeps[sweep]
+            if not grid.profiles or profile in grid.profiles
+            for setting in grid.settings
+            for seed in range(count)
+            for method in grid.methods
+        )
+        return {name: config for config in chosen if fnmatch(name := record_name(config), only)}
+
+
+def record_name(config: Config) -> str:
+    """The name of a run's record: what tells the runs of one experiment apart."""
+    placed = "+".join(config.placement) if config.norm != "bn" or config.placement != ("conv3",) else "all"
+    parts = (config.profile, config.dataset, config.method.removesuffix("+"), placed)
+    return "-".join([*parts, f"lr{config.lr:g}", f"wd{config.weight_decay:g}", f"s{config.seed}"])
+
+
+def product(**values: tuple[Any, ...]) -> tuple[Fields, ...]:
+    """All combinations, the last field changing fastest: product(dataset=("a", "b"), lr=(1e-3, 5e-3))."""
+
+    def combine(names: tuple[str, ...]) -> Iterator[dict[str, Any]]:
+        if not names:
+            yield {}
+            return
+        for value in values[names[0]]:
+            for rest in combine(names[1:]):
+                yield {names[0]: value, **rest}
+
+    return tuple(combine(tuple(values)))
