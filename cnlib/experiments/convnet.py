@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from cnlib.experiments.experiment import Experiment, Fields, Grid, product
+from cnlib.experiments.experiment import Experiment, Fields, Grid, Printed, product
 
 K = 3
 METHODS: dict[str, Fields] = {
@@ -69,6 +69,14 @@ EXPERIMENT = Experiment(
         "table-vi": tuple(Grid(("cn",), grid.settings) for grid in TABLE_V if "cn" in grid.methods),
         # the other placement of CN under all rates: neither paper has it
         "placements": (Grid(CN, settings(FRENCH, CIFAR, RATES)), Grid(CN, settings(ICDM, CIFAR, RATES))),
+    },
+    printed={
+        "french_table_1": Printed("table-1", {"BN": "bn", "MN": "mn", "CN": "cn"}, best=True),
+        "french_table_2": Printed("table-2", {"CN+": "cn+"}, best=True, baseline=("french_table_1", "table-1")),
+        "icdm_table_5": Printed("table-v", {"BN": "bn", "MN": "mn", "CN": "cn"}),
+        "icdm_table_6": Printed(
+            "table-vi", {"CN+": "cn+"}, baseline=("icdm_table_5", "table-v"), meant={("lr", 0.01): 0.001}
+        ),
     },
 )
 config = EXPERIMENT.config

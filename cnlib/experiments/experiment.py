@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from typing import Any
 
@@ -22,6 +22,22 @@ class Grid:
 
 
 @dataclass(frozen=True)
+class Printed:
+    """How the cells of a published table are found among our runs.
+
+    models: {printed name: method}. best: the paper reloads its best checkpoint before it tests, so that the running
+    best is compared. baseline: (published table, sweep) that hold BN in the same settings; by default the table's own.
+    meant: {(column, printed value): value}, where the print is plainly wrong.
+    """
+
+    sweep: str
+    models: Mapping[str, str]
+    best: bool = False
+    baseline: tuple[str, str] | None = None
+    meant: Mapping[tuple[str, Any], Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Experiment:
     """One published experiment.
 
@@ -30,6 +46,7 @@ class Experiment:
     profiles  {name: fields}: sizes; "paper" changes none of the published ones
     seeds     {profile: how many}
     sweeps    {name: grids}, the most telling grid first: a sweep that is stopped early has what matters most
+    printed   {published table: where its cells are among the sweeps}
     """
 
     name: str
@@ -39,6 +56,7 @@ class Experiment:
     profiles: Mapping[str, Fields]
     seeds: Mapping[str, int]
     sweeps: Mapping[str, tuple[Grid, ...]]
+    printed: Mapping[str, Printed]
 
     def config(
         self, method: str, seed: int = 0, profile: str = "book", setting: Fields | None = None, **changes: Any

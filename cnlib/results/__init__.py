@@ -4,15 +4,20 @@ runs = cnlib.results.load("convnet")                       # recorded runs of an
 summary = cnlib.results.final(runs, "test_accuracy")       # {"bn": Interval, "cn": ...} over seeds
 cnlib.results.paired(runs, "cn", "cn-random", "test_accuracy")
 cnlib.results.published("icdm_table_5").rows
+cnlib.results.reproduction(runs)                           # every published number beside ours, with a verdict
 """
 
 from cnlib.results.papers import Table, published, tables
 from cnlib.results.recorded import by_method, cn_plus, experiments, load, to_frame
+from cnlib.results.reproduction import VERDICTS, Cell, as_rows, reproduction
 from cnlib.results.statistics import Interval, final, interval, paired
 
 __all__ = [
+    "VERDICTS",
+    "Cell",
     "Interval",
     "Table",
+    "as_rows",
     "by_method",
     "cn_plus",
     "experiments",
@@ -21,6 +26,7 @@ __all__ = [
     "load",
     "paired",
     "published",
+    "reproduction",
     "tables",
     "to_frame",
 ]

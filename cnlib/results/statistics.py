@@ -41,10 +41,11 @@ class Interval:
         return not (self.low > 0 or self.high < 0)
 
     def __format__(self, spec: str) -> str:
-        """f"{interval:.2f}" -> "71.20 ± 0.35"; with % -> "71.20 ± 0.35 %"."""
+        """f"{interval:.2f}" -> "71.20 ± 0.35"; with % -> "71.20 ± 0.35 %"; with + the mean has its sign."""
         scale, spec, unit = (100, spec[:-1] + "f", " %") if spec.endswith("%") else (1, spec, "")
         text = format(self.mean * scale, spec)
-        return f"{text} ± {format(self.half * scale, spec)}{unit}" if self.n > 1 else f"{text}{unit} (one seed)"
+        half = format(self.half * scale, spec.removeprefix("+"))
+        return f"{text} ± {half}{unit}" if self.n > 1 else f"{text}{unit} (one seed)"
 
 
 def interval(values: Sequence[float] | np.ndarray) -> Interval:
@@ -62,12 +63,13 @@ def interval(values: Sequence[float] | np.ndarray) -> Interval:
 def _values(runs: Sequence[Run], metric: str, epoch: int | None, best: bool) -> dict[str, dict[int, float]]:
     """{method: {seed: value}} at `epoch` (None: the last), or the best up to it."""
     return {
-        method: {seed: _value(run, metric, epoch, best) for seed, run in seeds.items()}
+        method: {seed: value_at(run, metric, epoch, best) for seed, run in seeds.items()}
         for method, seeds in by_method(runs).items()
     }
 
 
-def _value(run: Run, metric: str, epoch: int | None, best: bool) -> float:
+def value_at(run: Run, metric: str, epoch: int | None = None, best: bool = False) -> float:
+    """A run's metric at `epoch` (None: the last), or the best up to it. Raises ValueError where it has fewer epochs."""
     curve = run.curve(metric)[:epoch]
     if not len(curve) or (epoch is not None and len(curve) < epoch):
         raise ValueError(f"{run.name} has {len(curve)} epochs ({run.status}), not {epoch or 'one'}")

@@ -1,42 +1,97 @@
 """Experiments are configurations; a sweep runs what is missing and survives what fails."""
 
-import subprocess
-import sys
+import itertools
+import time
 from dataclasses import replace
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
-from cnlib.experiments import convnet, sweep
-from cnlib.training import checkpoint, read
+from cnlib import results
+from cnlib.experiments import EXPERIMENTS, estimate, record_name, sweep
+from cnlib.training import Run, Trainer, checkpoint, loop, read, train
+
+CONVNET = EXPERIMENTS["convnet"]
 
 
-@pytest.mark.parametrize("profile", convnet.PROFILES)
+@pytest.mark.parametrize("profile", CONVNET.profiles)
 def test_profiles_change_sizes_only(profile):
     sizes = {"profile", "dataset", "width", "epochs", "batch_size", "train_size", "test_size", "flip"}
-    for method in convnet.METHODS:
-        smoke, other = (convnet.config(method, profile=p).to_dict() for p in ("smoke", profile))
+    for method in CONVNET.methods:
+        smoke, other = (CONVNET.config(method, profile=p).to_dict() for p in ("smoke", profile))
         assert {key for key in smoke if smoke[key] != other[key]} <= sizes
 
 
 def test_methods_are_bn_mn_cn_and_their_controls():
-    chosen = {name: convnet.config(name, profile="paper") for name in convnet.METHODS}
+    chosen = {name: CONVNET.config(name, profile="paper") for name in CONVNET.methods}
     assert all(c.method == name for name, c in chosen.items())
     assert {c.norm for c in chosen.values()} == {"bn", "mn", "cn"}
     assert all(c.placement == ("conv3",) and c.batch_size == 256 and c.optimizer == "rmsprop" for c in chosen.values())
     assert (chosen["cn-random"].contexts, chosen["cn-one"].num_contexts) == ("random", 1)
     assert chosen["mn"].contexts == chosen["cn"].contexts == "gmm" and chosen["mn-em"].contexts == "none"
-    assert convnet.config("bn", lr=5e-3).lr == 5e-3
-    with pytest.raises(ValueError, match="profiles smoke"):
-        convnet.config("bn", profile="huge")
+    assert CONVNET.config("bn", lr=5e-3).lr == 5e-3
+    with pytest.raises(ValueError, match="profile 'huge': expected one of smoke"):
+        CONVNET.config("bn", profile="huge")
+    with pytest.raises(ValueError, match="sweep 'table-x': expected one of table-1"):
+        CONVNET.configs("table-x")
 
 
-def test_every_seed_of_a_method_comes_after_the_seeds_before():
-    names = list(convnet.configs("reduced", seeds=2))
-    assert names[:3] == ["bn-s0", "mn-s0", "mn-em-s0"] and names[6:8] == ["bn-s1", "mn-s1"] and len(names) == 12
+def test_the_paper_profile_is_what_the_papers_print():
+    table = CONVNET.configs("table-v", "paper")
+    assert len(table) == 2 * 4 * 5 * 3  # data sets, rates, methods and controls, seeds
+    for config in table.values():
+        assert (config.epochs, config.batch_size, config.width, config.train_size) == (100, 256, 1.0, None)
+        assert (config.placement, config.encoder) == ((("input",), "embedder") if config.norm == "cn" else FRENCH)
+    first = CONVNET.configs("table-1", "paper")
+    assert {config.dataset for config in first.values()} == {"cifar10", "cifar100", "tiny-imagenet"}
+    assert all((config.placement, config.encoder) == FRENCH for config in first.values())
+    assert {name for name, c in first.items() if c.norm == "bn" and c.dataset != "tiny-imagenet"} < set(table)
+
+
+FRENCH = (("conv3",), "linear")
+
+
+@pytest.mark.parametrize("table", [t for e in EXPERIMENTS.values() for t in e.printed])
+@pytest.mark.parametrize("experiment", EXPERIMENTS.values(), ids=lambda e: e.name)
+def test_every_printed_cell_has_a_run_in_the_paper_profile(experiment, table):
+    """So that "not yet run" is a matter of time, never of a cell that nothing can fill."""
+    cells = results.reproduction([as_if_run(c) for s in experiment.sweeps for c in all_of(experiment, s)], [table])
+    assert len(cells) == len(results.published(table).rows)
+    assert all(cell.ours and cell.ours.n == 3 and cell.profile == "paper" for cell in cells)
+    assert all((cell.gap is None) == (cell.row["model"] == "BN") for cell in cells)
+
+
+def all_of(experiment, sweep):
+    return experiment.configs(sweep, "paper").values()
+
+
+def as_if_run(config):
+    epochs = {f"test{plus}_accuracy": np.linspace(0, 1, config.epochs) for plus in ("", "_plus")}
+    return Run(record_name(config), config, {}, epochs, "finished")
+
+
+def test_all_seeds_of_a_setting_come_before_the_next_setting():
+    names = list(CONVNET.configs("table-1", "reduced", seeds=2))
+    assert [name.removeprefix("reduced-cifar10-") for name in names[:2]] == [
+        "bn-all-lr0.001-wd0.0001-s0",
+        "mn-conv3-lr0.001-wd0.0001-s0",
+    ]
+    assert all("cifar10-" in name for name in names[:12]) and all("cifar100-" in name for name in names[12:])
+    assert set(CONVNET.configs("table-2", "reduced")) < set(CONVNET.configs("table-1", "reduced"))
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS.values(), ids=lambda e: e.name)
+def test_a_record_name_stands_for_one_configuration(experiment):
+    seen = {}
+    for sweep_name in experiment.sweeps:
+        for profile in experiment.profiles:
+            for name, config in experiment.configs(sweep_name, profile).items():
+                assert seen.setdefault(name, config) == config
 
 
 def tiny(**changes):
-    return replace(convnet.config("bn", profile="smoke"), epochs=1, **changes)
+    return replace(CONVNET.config("bn", profile="smoke"), **{"epochs": 1} | changes)
 
 
 def test_sweep_skips_resumes_reports_and_goes_on(tmp_path, capsys):
@@ -61,20 +116,26 @@ def test_sweep_shares_a_folder_and_stops_in_time(tmp_path):
     assert sweep({"c-s0": tiny()}, tmp_path, minutes=0) == {"c-s0": "not started"}
 
 
-def test_the_command(tmp_path):
-    pytest.importorskip("typer")
-    command = [
-        sys.executable,
-        "-m",
-        "cnlib.experiments.convnet",
-        "--out",
-        str(tmp_path),
-        "--threads",
-        "1",
-        "--minutes",
-        "0",
-    ]
-    done = subprocess.run([*command, "--profile", "smoke"], capture_output=True, text=True)
-    assert done.returncode == 0 and "12 not started" in done.stdout
-    wrong = subprocess.run([*command, "--profile", "huge"], capture_output=True, text=True)
-    assert wrong.returncode == 2 and "expected one of smoke" in wrong.stderr
+def test_a_run_stopped_in_time_goes_on_to_the_same_record(tmp_path, monkeypatch):
+    config, record = tiny(epochs=6), tmp_path / "a-s0.jsonl"
+    minutes_passed = itertools.count(0, 60)
+    monkeypatch.setattr(
+        loop, "time", SimpleNamespace(perf_counter=time.perf_counter, monotonic=minutes_passed.__next__)
+    )
+    stopped = train(config, record, until=150)
+    monkeypatch.undo()
+    assert stopped.status == read(record).status == "unfinished" and len(stopped.epochs["epoch"]) == 2
+    assert sweep({"a-s0": config}, tmp_path) == {"a-s0": "finished"}
+    assert train(config).epochs["train_loss"].tolist() == read(record).epochs["train_loss"].tolist()
+
+
+def test_the_estimate_scales_two_steps_up_to_the_run(monkeypatch):
+    seen = []
+
+    def run_epoch(self):
+        seen.append((len(self.train), len(self.test)))
+        return {"train_seconds": 2.0, "eval_seconds": 1.0}
+
+    monkeypatch.setattr(Trainer, "run_epoch", run_epoch)
+    config = tiny(epochs=20, batch_size=50, train_size=400, test_size=100)
+    assert estimate(config) == 20 * (2.0 * 4 + 1.0 * 2) and seen == [(100, 50)] * 2

@@ -1,0 +1,312 @@
+"""The command line: `cnlib run`, `sweep`, `report`, `data`, `bench`; each a thin layer over a function of the package."""
+
+from __future__ import annotations
+
+import ast
+import csv
+import re
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import fields
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+HELP = """Batch, mixture and context normalization: rerun the published experiments, and compare.
+
+Exit codes: 0 done; 1 something failed (a run, a check, a download); 2 wrong usage; 3 stopped in time, runs are left for
+the next call; 130 interrupted. Whatever was finished is kept: the same command goes on from there.
+"""
+FAILED, UNFINISHED, INTERRUPTED = 1, 3, 130
+
+app = typer.Typer(
+    name="cnlib", help=HELP, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="markdown"
+)
+data_app = typer.Typer(help="Data sets: what there is, fetch one, check its files.", no_args_is_help=True)
+app.add_typer(data_app, name="data")
+
+
+class Format(StrEnum):
+    text = "text"
+    markdown = "markdown"
+    csv = "csv"
+
+
+def duration(text: str) -> float:
+    """Minutes in "8min", "90s", "1h30min"."""
+    match = re.fullmatch(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)min)?(?:(\d+(?:\.\d+)?)s)?", text.strip())
+    if not match or not text.strip():
+        raise typer.BadParameter(f"{text!r}: expected a time such as 90s, 8min or 1h30min")
+    hours, minutes, seconds = (float(part or 0) for part in match.groups())
+    return 60 * hours + minutes + seconds / 60
+
+
+def change(text: str) -> tuple[str, Any]:
+    """("epochs", 3) from "epochs=3"."""
+    from cnlib.training import Config
+
+    name, sign, value = text.partition("=")
+    if not sign or name not in {field.name for field in fields(Config)}:
+        known = ", ".join(field.name for field in fields(Config))
+        raise typer.BadParameter(f"{text!r}: expected FIELD=VALUE with a field of the configuration: {known}")
+    if name == "placement":
+        return name, tuple(value.split(","))
+    try:
+        return name, ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return name, value
+
+
+def sweep_names() -> list[str]:
+    from cnlib.experiments import EXPERIMENTS
+
+    return [name for experiment in EXPERIMENTS.values() for name in experiment.sweeps]
+
+
+def experiment_names() -> list[str]:
+    from cnlib.experiments import EXPERIMENTS
+
+    return list(EXPERIMENTS)
+
+
+def data_names() -> list[str]:
+    from cnlib import data
+
+    return data.names()
+
+
+Profile = Annotated[
+    str, typer.Option(help="sizes: smoke (seconds), book (digits), reduced (CPU), paper (as published)")
+]
+Device = Annotated[str, typer.Option(help="cpu, cuda or mps")]
+Threads = Annotated[int, typer.Option(help="of the CPU, for each process; sums depend on it in the last bit")]
+Out = Annotated[Path | None, typer.Option(help="folder of the records; default runs/EXPERIMENT", show_default=False)]
+Until = Annotated[
+    float | None,
+    typer.Option(parser=duration, metavar="TIME", help="stop in time, at the end of an epoch: 90s, 8min, 2h"),
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="print what would run, and for how long, and do nothing")]
+
+
+@app.command()
+def run(
+    name: Annotated[str, typer.Argument(help="the experiment, e.g. convnet", autocompletion=experiment_names)],
+    norm: Annotated[str, typer.Option(help="the method: bn, mn, mn-em, cn, cn-random, cn-one")] = "cn",
+    dataset: Annotated[str | None, typer.Option(help="see `cnlib data list`", autocompletion=data_names)] = None,
+    lr: Annotated[float | None, typer.Option(help="learning rate")] = None,
+    weight_decay: Annotated[float | None, typer.Option(help="on every parameter")] = None,
+    placement: Annotated[str | None, typer.Option(help="slots of the layer: conv3, input, or conv2,conv3")] = None,
+    seed: Annotated[int, typer.Option(help="of weights, order of images, augmentation and contexts")] = 0,
+    profile: Profile = "smoke",
+    changes: Annotated[
+        list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="any field of the configuration; repeat")
+    ] = None,
+    device: Device = "cpu",
+    threads: Threads = 2,
+    out: Out = None,
+    until: Until = None,
+    dry_run: DryRun = False,
+) -> None:
+    """Train one network, or go on where it stopped, or say what is recorded.
+
+    What is not given is the paper's, at the sizes of the profile.
+
+    cnlib run convnet --norm cn --dataset cifar10 --lr 1e-3 --seed 0 --profile paper --device cuda
+    """
+    from cnlib.experiments import EXPERIMENTS, record_name
+
+    if name not in EXPERIMENTS:
+        raise typer.BadParameter(f"{name!r}: expected one of {', '.join(EXPERIMENTS)}", param_hint="NAME")
+    given = {"dataset": dataset, "lr": lr, "weight_decay": weight_decay}
+    given["placement"] = None if placement is None else tuple(placement.split(","))  # type: ignore[assignment]
+    given = {key: value for key, value in given.items() if value is not None} | dict(map(change, changes or []))
+    try:
+        config = EXPERIMENTS[name].config(norm, seed, profile, **given)
+    except (TypeError, ValueError) as error:
+        raise typer.BadParameter(str(error)) from error
+    _run({record_name(config): config}, out or Path("runs", name), device, threads, until, dry_run)
+
+
+@app.command()
+def sweep(
+    table: Annotated[str, typer.Argument(help="the sweep, e.g. table-v", autocompletion=sweep_names)],
+    profile: Profile = "smoke",
+    seeds: Annotated[int | None, typer.Option(help="how many; by default the profile's own number")] = None,
+    only: Annotated[str, typer.Option(help="pattern of record names, e.g. '*cifar100*'")] = "*",
+    device: Device = "cpu",
+    threads: Threads = 2,
+    out: Out = None,
+    until: Until = None,
+    dry_run: DryRun = False,
+) -> None:
+    """Run every missing cell of a published table, the most telling first.
+
+    What is recorded is skipped, what was killed goes on, what fails is reported and the rest goes on. Several processes
+    or machines may share the folder: none runs a cell that another has.
+
+    cnlib sweep table-v --profile reduced --until 2h
+    """
+    from cnlib.experiments import find_sweep
+
+    try:
+        experiment = find_sweep(table)
+        configs = experiment.configs(table, profile, seeds, only)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+    if not configs:
+        raise typer.BadParameter(f"no cell of {table} at profile {profile} matches {only!r}: see --dry-run without it")
+    _run(configs, out or Path("runs", experiment.name), device, threads, until, dry_run)
+
+
+def _run(configs: Mapping[str, Any], out: Path, device: str, threads: int, until: float | None, dry_run: bool) -> None:
+    import torch
+
+    from cnlib import experiments
+
+    try:
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise typer.BadParameter(f"{device!r} cannot be used here: {reason}", param_hint="--device") from error
+    torch.set_num_threads(threads)
+    if dry_run:
+        _announce(configs, out, device)
+        return
+    try:
+        results = experiments.sweep(configs, out, device=device, minutes=until)
+    except KeyboardInterrupt:
+        typer.echo(f"interrupted; finished epochs are in {out}: the same command goes on from there", err=True)
+        raise typer.Exit(INTERRUPTED) from None
+    counts = Counter(results.values())
+    typer.echo(", ".join(f"{count} {status}" for status, count in counts.items()) + f"; records are in {out}")
+    left = counts.keys() & {"unfinished", "not started", "busy"}
+    raise typer.Exit(FAILED if "failed" in counts else UNFINISHED if left else 0)
+
+
+def _announce(configs: Mapping[str, Any], out: Path, device: str) -> None:
+    """What a sweep would do. Runs that differ in seed and rates alone take equally long: one of them is timed."""
+    from dataclasses import replace
+
+    from cnlib.experiments import estimate, recorded
+
+    known: dict[Any, float] = {}
+    total = 0.0
+    for name, config in configs.items():
+        if recorded(config, out / f"{name}.jsonl"):
+            typer.echo(f"{name}: recorded")
+            continue
+        kind = replace(config, seed=0, lr=1.0, weight_decay=0.0)
+        try:
+            if kind not in known:
+                known[kind] = estimate(config, device)
+        except (ConnectionError, ImportError, ValueError) as error:
+            typer.echo(f"{name}: cannot be timed: {error}")
+            continue
+        total += known[kind]
+        typer.echo(f"{name}: about {clock(known[kind])}")
+    typer.echo(f"in all about {clock(total)} on {device}, fitting mixtures not counted; records would go to {out}")
+
+
+def clock(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+@app.command()
+def report(
+    records: Annotated[
+        list[Path] | None, typer.Option(help="folder of your own records; repeat. Default: those in the package")
+    ] = None,
+    table: Annotated[str | None, typer.Option(help="one published table, e.g. icdm_table_5")] = None,
+    form: Annotated[Format, typer.Option("--format", help="for a terminal, a page, or a program")] = Format.text,
+) -> None:
+    """Every published number beside ours: mean, 95 % interval over seeds, verdict, and the command that reruns it."""
+    from cnlib import results
+
+    try:
+        runs = [run for folder in records for run in results.load(folder)] if records else None
+        cells = results.reproduction(runs, None if table is None else [table])
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+    head, rows = results.as_rows(cells)
+    if form is Format.csv:
+        writer = csv.writer(sys.stdout, lineterminator="\n")
+        writer.writerows([head, *rows])
+    elif form is Format.markdown:
+        for row in (head, ["---"] * len(head), *rows):
+            typer.echo("| " + " | ".join(row) + " |")
+    else:
+        widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
+        for row in (head, *rows):
+            typer.echo("  ".join(entry.ljust(width) for entry, width in zip(row, widths, strict=True)).rstrip())
+    typer.echo(", ".join(f"{n} {verdict}" for verdict, n in Counter(cell.verdict for cell in cells).items()), err=True)
+
+
+@data_app.command("list")
+def list_data() -> None:
+    """The data sets that can be named, and which of them are here."""
+    from cnlib import data
+
+    typer.echo(f"in {data.root()} (set CNLIB_DATA for another place)")
+    for name in data.names():
+        here = name == "digits" or (data.root() / name).is_dir()
+        typer.echo(f"{name:<20}{'here' if here else 'to be fetched'}")
+
+
+@data_app.command()
+def fetch(names: Annotated[list[str], typer.Argument(help="one or more", autocompletion=data_names)]) -> None:
+    """Download data sets, check them, convert them. What is here already is not fetched again."""
+    from cnlib import data
+
+    for name in names:
+        try:
+            found = data.load(name)
+        except (ConnectionError, ImportError, ValueError) as error:
+            typer.echo(f"error: {error}", err=True)
+            raise typer.Exit(FAILED) from error
+        shape = "x".join(map(str, found.train_images.shape[1:]))
+        typer.echo(f"{name}: {len(found.train_labels):,} + {len(found.test_labels):,} images of {shape}")
+
+
+@data_app.command()
+def verify(names: Annotated[list[str], typer.Argument(help="one or more", autocompletion=data_names)]) -> None:
+    """Compare the files of data sets with the checksums written when they were converted."""
+    from cnlib import data
+
+    failed = False
+    for name in names:
+        try:
+            sums = {} if name == "digits" else data.verify(name)
+        except (OSError, ValueError) as error:
+            typer.echo(f"error: {error}", err=True)
+            failed = True
+            continue
+        typer.echo(f"{name}: {f'{len(sums)} files as converted' if sums else 'part of scikit-learn, nothing to check'}")
+    raise typer.Exit(FAILED if failed else 0)
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def bench(
+    context: typer.Context,
+    part: Annotated[str, typer.Argument(help="layers, mixture, train, or all")] = "all",
+) -> None:
+    """Measure speed and memory beside peers, in one run. Further options go to `python -m benchmarks`."""
+    import cnlib
+
+    root = Path(cnlib.__file__).parents[1]
+    if not (root / "benchmarks" / "__main__.py").is_file():
+        raise typer.BadParameter(
+            "the benchmarks are in the repository, not in the package: clone it and run them there"
+        )
+    chosen = [] if part == "all" else ["--only", part]
+    command = [sys.executable, "-m", "benchmarks", *chosen, *context.args]
+    raise typer.Exit(subprocess.run(command, cwd=root, check=False).returncode)
+
+
+if __name__ == "__main__":
+    app()
