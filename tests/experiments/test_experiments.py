@@ -124,7 +124,7 @@ def test_a_run_stopped_in_time_goes_on_to_the_same_record(tmp_path, monkeypatch)
     )
     stopped = train(config, record, until=150)
     monkeypatch.undo()
-    assert stopped.status == read(record).status == "unfinished" and len(stopped.epochs["epoch"]) == 2
+    assert stopped.status == read(record).status == "unfinished" and len(stopped.epochs["epoch"]) == 3
     assert sweep({"a-s0": config}, tmp_path) == {"a-s0": "finished"}
     assert train(config).epochs["train_loss"].tolist() == read(record).epochs["train_loss"].tolist()
 
