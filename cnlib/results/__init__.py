@@ -8,7 +8,7 @@ cnlib.results.reproduction(runs)                           # every published num
 """
 
 from cnlib.results.papers import Table, published, tables
-from cnlib.results.recorded import by_method, cn_plus, experiments, load, to_frame
+from cnlib.results.recorded import by_method, cn_plus, experiments, load, select, to_frame
 from cnlib.results.reproduction import VERDICTS, Cell, as_rows, reproduction
 from cnlib.results.statistics import Interval, final, interval, paired
 
@@ -27,6 +27,7 @@ __all__ = [
     "paired",
     "published",
     "reproduction",
+    "select",
     "tables",
     "to_frame",
 ]

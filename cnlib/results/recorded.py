@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cnlib.training.records import Run, read
+from cnlib.training import Config, Run, read
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -34,6 +34,16 @@ def load(experiment: str | os.PathLike[str], profile: str | None = None) -> list
         what = f"of profile {profile!r} " if profile else ""
         raise ValueError(f"no runs {what}recorded as {experiment!s}: there are {', '.join(experiments()) or 'none'}")
     return runs
+
+
+def select(runs: Sequence[Run], **fields: object) -> list[Run]:
+    """The runs whose configuration has these values, e.g. select(runs, dataset="cifar10", placement=("conv3",))."""
+    if unknown := set(fields) - set(Config.__dataclass_fields__):
+        known = ", ".join(Config.__dataclass_fields__)
+        raise ValueError(
+            f"select: {', '.join(sorted(unknown))} is no field of a configuration: expected one of {known}"
+        )
+    return [run for run in runs if all(getattr(run.config, name) == value for name, value in fields.items())]
 
 
 def by_method(runs: Sequence[Run]) -> dict[str, dict[int, Run]]:

@@ -61,6 +61,15 @@ def test_every_run_in_the_package_is_whole_and_says_where_it_comes_from(experime
         json.dumps(r.config.to_dict())
 
 
+def test_selecting_by_configuration():
+    runs = [run(), run("cn"), run("cn", lr=5e-3, placement=("input",))]
+    assert (
+        results.select(runs, lr=1e-3) == runs[:2] and results.select(runs, norm="cn", placement=("input",)) == runs[2:]
+    )
+    with pytest.raises(ValueError, match="rate is no field"):
+        results.select(runs, rate=1e-3)
+
+
 def test_intervals_are_scipys():
     stats = pytest.importorskip("scipy.stats")
     np.testing.assert_allclose(T975, stats.t.ppf(0.975, np.arange(1, 31)), atol=5e-5)
@@ -79,6 +88,7 @@ def test_interval_of_one_value_claims_nothing():
     assert f"{one:.1%}" == "50.0 % (one seed)"
     assert f"{results.Interval(0.712, 0.0035, 3):.2%}" == "71.20 ± 0.35 %"
     assert f"{results.Interval(1.5, 0.25, 3):.2f}" == "1.50 ± 0.25"
+    assert f"{results.Interval(1.5, 0.25, 3):+.2f}" == "+1.50 ± 0.25"
     assert not results.Interval(1.0, 0.5, 3).contains_zero and results.Interval(-0.2, 0.5, 3).contains_zero
     with pytest.raises(ValueError, match="at least one value"):
         results.interval([])

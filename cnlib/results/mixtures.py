@@ -1,0 +1,46 @@
+"""The recorded analysis of mixtures of images, made by `cnlib.experiments.mixtures`, drawn by chapter 8."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cnlib.npz import read_npz
+from cnlib.training.records import read_lines
+
+MIXTURES = Path(__file__).parent / "mixtures"
+
+
+@dataclass(frozen=True)
+class MixtureRecord:
+    """header: data set, classes, sizes, provenance. rows: what was measured, by type ("portrait", "fit", "order",
+    "fault", "explained"). pictures: uint8 means (K, H, W, C) and deviations (K, H, W) of the components, by name."""
+
+    header: dict[str, Any]
+    rows: dict[str, list[dict[str, Any]]]
+    pictures: dict[str, np.ndarray]
+
+    def select(self, kind: str, **fields: Any) -> list[dict[str, Any]]:
+        """Rows of one type that have these values, in order. Raises ValueError where there are none."""
+        found = [row for row in self.rows.get(kind, []) if all(row[name] == value for name, value in fields.items())]
+        if not found:
+            raise ValueError(f"no {kind!r} row with {fields}: types are {', '.join(self.rows)}")
+        return found
+
+
+def mixture_record(dataset: str, folder: Path = MIXTURES) -> MixtureRecord:
+    """The record of a data set in the package, or in a folder of your own. Raises ValueError where there is none, or
+    where its two files come from different data."""
+    path = folder / f"{dataset}.jsonl"
+    if not path.is_file():
+        known = ", ".join(sorted(file.stem for file in folder.glob("*.jsonl"))) or "none"
+        raise ValueError(f"no mixtures of {dataset!r} in {folder}: there are {known}")
+    header, *lines = read_lines(path)
+    about, pictures = read_npz(path.with_suffix(".npz"), "mixtures")
+    if about["data"] != header["provenance"]["data"]:
+        raise ValueError(f"{path} and its .npz file describe different data: record both again")
+    rows: dict[str, list[dict[str, Any]]] = {}
+    for line in lines:
+        rows.setdefault(line.pop("type"), []).append(line)
+    return MixtureRecord(header, rows, pictures)

@@ -1,0 +1,95 @@
+"""Printed cells find our runs, and verdicts say what the intervals say."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from cnlib import results
+from cnlib.experiments import EXPERIMENTS, record_name
+from cnlib.training.records import Run
+
+CONVNET = EXPERIMENTS["convnet"]
+
+
+def run(method, accuracy, seed=0, profile="reduced", **setting):
+    config = CONVNET.config(method, seed, profile, **setting)
+    curve = np.full(config.epochs, accuracy)
+    curve[-1] -= 0.1
+    plus = {"test_plus_accuracy": curve / 2} if config.inference == "both" else {}
+    return Run(record_name(config), config, {}, {"test_accuracy": curve, **plus}, "finished")
+
+
+def seeds(method, *accuracies, **setting):
+    return [run(method, a, s, **setting) for s, a in enumerate(accuracies)]
+
+
+def one(cells, **where):
+    (cell,) = [c for c in cells if all(c.row.get(key) == value for key, value in where.items())]
+    return cell
+
+
+def test_without_runs_every_cell_is_not_yet_run_and_says_how():
+    cells = results.reproduction([])
+    assert {cell.verdict for cell in cells} == {"not yet run"} and all(cell.ours is None for cell in cells)
+    assert one(cells, dataset="cifar10", model="CN", epoch=25).command.startswith("cnlib sweep table-1 --profile paper")
+
+
+@pytest.mark.parametrize(
+    "cn, verdict",
+    [((0.62, 0.63, 0.61), "reproduced"), ((0.42, 0.43, 0.41), "not reproduced"), ((0.5, 0.6, 0.4), "within noise")],
+)
+def test_the_verdict_is_on_the_difference_from_bn_on_equal_seeds(cn, verdict):
+    runs = seeds("bn", 0.52, 0.53, 0.51) + seeds("cn", *cn) + seeds("cn-random", 0.9, 0.9)
+    cells = results.reproduction(runs, ["french_table_1"])
+    cell = one(cells, dataset="cifar10", model="CN", epoch=100)
+    assert cell.verdict == verdict and cell.profile == "reduced" and cell.command.endswith("--profile reduced")
+    assert cell.ours.mean == pytest.approx(100 * np.mean(cn)) and cell.ours_gap.n == 3
+    assert cell.gap == pytest.approx(87.11 - 86.90)
+    assert one(cells, dataset="cifar10", model="BN", epoch=100).verdict == "baseline"
+    assert one(cells, dataset="cifar10", model="MN", epoch=100).verdict == "not yet run"
+
+
+def test_running_best_in_the_french_tables_and_the_last_epoch_in_icdms():
+    icdm = {"placement": ("input",), "encoder": "embedder"}
+    runs = seeds("bn", 0.5, 0.5) + seeds("cn", 0.6, 0.6) + seeds("cn", 0.7, 0.7, **icdm)
+    cells = results.reproduction(runs)
+    french = one([c for c in cells if c.table == "french_table_1"], dataset="cifar10", model="CN", epoch=100)
+    plus = one([c for c in cells if c.table == "french_table_2"], dataset="cifar10", model="CN+")
+    rate = {"lr": 0.001, "weight_decay": 1e-4}
+    fifth = one([c for c in cells if c.table == "icdm_table_5"], dataset="cifar10", model="CN", **rate)
+    assert french.ours.mean == pytest.approx(60) and french.best
+    assert plus.ours.mean == pytest.approx(30) and plus.gap == pytest.approx(88.09 - 86.90)
+    assert fifth.ours.mean == pytest.approx(60) and not fifth.best  # the last epoch of the network with CN on the image
+
+
+def test_the_largest_profile_counts_and_a_baseline_is_judged_at_the_papers_size():
+    runs = seeds("bn", 0.5, 0.5) + seeds("bn", 0.868, 0.87, 0.869, profile="paper")
+    cell = one(results.reproduction(runs, ["french_table_1"]), dataset="cifar10", model="BN", epoch=100)
+    assert cell.profile == "paper" and cell.verdict == "reproduced"
+    runs = seeds("bn", 0.80, 0.81, 0.805, profile="paper")
+    cell = one(results.reproduction(runs, ["french_table_1"]), dataset="cifar10", model="BN", epoch=100)
+    assert cell.verdict == "not reproduced"
+
+
+def test_the_rate_printed_wrongly_is_read_as_meant():
+    runs = seeds("cn", 0.6, 0.6, placement=("input",), encoder="embedder")
+    runs = [replace(r, config=replace(r.config, dataset="cifar100")) for r in runs]
+    cells = results.reproduction(runs, ["icdm_table_6"])
+    assert one(cells, dataset="cifar100", lr=0.001, weight_decay=1e-4).published == 62.01
+
+
+def test_a_run_of_another_configuration_fills_no_cell():
+    runs = seeds("bn", 0.5, 0.5, flip=False)
+    assert {c.verdict for c in results.reproduction(runs, ["french_table_1"])} == {"not yet run"}
+
+
+def test_rows_of_text():
+    head, rows = results.as_rows(
+        results.reproduction(seeds("bn", 0.5, 0.6) + seeds("cn", 0.6, 0.7), ["french_table_1"])
+    )
+    assert all(len(row) == len(head) for row in rows)
+    row = dict(zip(head, rows[11], strict=True))
+    assert (
+        row["cell"] == "cifar10 CN, epoch 100" and row["printed - BN"] == "+0.21" and row["ours - BN"] == "+10.0 ± 0.0"
+    )
