@@ -83,8 +83,11 @@ def step_of(layer: nn.Module, x: Tensor, extra: tuple[Any, ...], grad: Tensor) -
 
 
 def seconds(step: Step) -> float:
+    wait = torch.cuda.synchronize if torch.cuda.is_initialized() else lambda: None
+    wait()
     start = time.perf_counter()
     step()
+    wait()
     return time.perf_counter() - start
 
 
@@ -114,9 +117,15 @@ def kept_bytes(forward: Callable[[], Tensor], x: Tensor) -> int:
     return sum(storages.values())
 
 
-def peak_bytes(step: Step) -> int:
-    """The most that is allocated at once while ``step`` runs."""
+def peak_bytes(step: Step, device: torch.device) -> int:
+    """The most that is allocated at once while ``step`` runs: on CUDA from torch's counter, else from its profiler."""
     gc.collect()
+    if device.type == "cuda":
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        step()
+        torch.cuda.synchronize(device)
+        return torch.cuda.max_memory_allocated(device) - before
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as trace:
         step()
     held = peak = 0
@@ -127,21 +136,25 @@ def peak_bytes(step: Step) -> int:
     return peak
 
 
-def run(budget: float = 1.0, shapes: tuple[tuple[int, ...], ...] = SHAPES) -> list[dict[str, Any]]:
+def run(
+    budget: float = 1.0, shapes: tuple[tuple[int, ...], ...] = SHAPES, device: torch.device | str = "cpu"
+) -> list[dict[str, Any]]:
     """One row a layer, mode and shape. budget: seconds of timing for each."""
+    device = torch.device(device)
     rows = []
     for shape in shapes:
         torch.manual_seed(0)
-        x, grad = torch.randn(shape, requires_grad=True), torch.randn(shape)
-        native = nn.BatchNorm2d(shape[1])
+        x, grad = torch.randn(shape, device=device, requires_grad=True), torch.randn(shape, device=device)
+        native = nn.BatchNorm2d(shape[1]).to(device)
         reference = step_of(native, x, (), grad)
-        native_kept, native_peak = kept_bytes(lambda: native(x), x), peak_bytes(reference)  # noqa: B023
+        native_kept, native_peak = kept_bytes(lambda: native(x), x), peak_bytes(reference, device)  # noqa: B023
         for gradient in ("manual", "autograd"):
             for compiled in (False, True):
                 for name, layer, extra in layers(shape, gradient):
                     if compiled and ("naive" in name or "authors" in name):
                         continue
                     torch.compiler.reset()
+                    layer, extra = layer.to(device), tuple(tensor.to(device) for tensor in extra)
                     run_layer = torch.compile(layer) if compiled else layer
                     step = step_of(run_layer, x, extra, grad)
                     ratio, native_ms = time_ratio(step, reference, budget)
@@ -157,7 +170,7 @@ def run(budget: float = 1.0, shapes: tuple[tuple[int, ...], ...] = SHAPES) -> li
                             "native_ms": native_ms,
                             "kept_bytes": kept_bytes(forward, x),
                             "native_kept_bytes": native_kept,
-                            "peak_ratio": peak_bytes(step) / native_peak,
+                            "peak_ratio": peak_bytes(step, device) / native_peak,
                         }
                     )
     return rows

@@ -1,0 +1,68 @@
+"""What the benchmarks measure is what they say they measure. Nothing here is timed."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+import benchmarks.training as bench
+from benchmarks.layers import kept_bytes, peak_bytes
+from cnlib.training import Config, Trainer
+
+CPU = torch.device("cpu")
+CONFIG = Config(dataset="random", width=0.0625, flip=True, batch_size=64)
+
+
+@pytest.fixture
+def data():
+    pytest.importorskip("torchvision")
+    return bench.pictures(128, 64)
+
+
+def test_both_loops_train_the_same_network_on_the_same_images(data):
+    usual, ours = bench.UsualLoop(CONFIG, data, CPU, 0), Trainer(CONFIG, data, CPU)
+    theirs, mine = dict(usual.model.named_parameters()), dict(ours.model.named_parameters())
+    assert set(theirs) == set(mine)
+    for name, parameter in theirs.items():
+        torch.testing.assert_close(parameter, mine[name])
+    assert usual.optimizer.defaults == ours.optimizer.defaults
+    still = bench.UsualLoop(replace(CONFIG, flip=False), data, CPU, 0).loader.dataset
+    image = next(ours.train.ordered(1)).x[0]
+    torch.testing.assert_close(still[0][0], image, rtol=0, atol=2e-6)
+    x = next(ours.train.ordered(64)).x
+    torch.testing.assert_close(usual.model(x), ours.model(x), rtol=1e-4, atol=1e-4)
+
+
+def test_the_usual_loop_is_the_usual_one_and_learns(data):
+    loop = bench.UsualLoop(CONFIG, data, CPU, 0)
+    assert sum(isinstance(m, nn.BatchNorm2d) for m in loop.model.modules()) == 4
+    before = loop.model.linear.weight.detach().clone()
+    assert loop.seconds() > 0 and not torch.equal(before, loop.model.linear.weight)
+
+
+def test_rows_of_the_training_benchmark(data):
+    (row,) = bench.throughput(0.0625, 256, 2, CPU, compiled=(False,))
+    assert row["images"] == 256 and row["compile_seconds"] == 0
+    low, high = row["speedup_range"]
+    assert 0 < low <= row["speedup"] <= high
+    assert row["usual_images_per_second"][str(row["usual_workers"])] == max(row["usual_images_per_second"].values())
+
+
+def test_rows_of_the_cost_benchmark():
+    rows = {row["method"]: row for row in bench.cost(0.0625, bench.EVERYWHERE, 1, 512, CPU, dataset="digits")}
+    assert set(rows) == set(bench.METHODS)
+    assert rows["bn"]["time_ratio"] == rows["bn"]["peak_ratio"] == 1
+    assert rows["mn"]["contexts_seconds"] > 1e-3 > rows["mn-em"]["contexts_seconds"]
+    assert rows["mn-em"]["peak_ratio"] > 1 > rows["none"]["peak_ratio"]
+
+
+def test_peak_and_kept_bytes_of_a_known_step():
+    x = torch.randn(1000, 1000, requires_grad=True)
+
+    def step():
+        y = x.detach() * 2
+        return y + 1  # two of 4 MB at once
+
+    assert peak_bytes(step, CPU) == pytest.approx(8e6, rel=0.01)
+    assert kept_bytes(lambda: (x * 2).exp(), x) == pytest.approx(4e6, rel=0.01)
