@@ -15,6 +15,7 @@ from cnlib.norm import (
     LayerNorm,
     MixtureNorm,
     convert,
+    synchronize,
     use_context,
 )
 
@@ -30,6 +31,7 @@ __all__ = [
     "MixtureNorm",
     "convert",
     "functional",
+    "synchronize",
     "use_context",
 ]
 

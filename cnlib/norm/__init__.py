@@ -5,7 +5,7 @@ from cnlib.norm.context import ContextNorm, context_norm, context_norm_plus
 from cnlib.norm.family import GroupNorm, InstanceNorm, LayerNorm
 from cnlib.norm.gaussians import responsibilities
 from cnlib.norm.mixture import MixtureNorm, mixture_norm
-from cnlib.norm.placement import convert, use_context
+from cnlib.norm.placement import convert, synchronize, use_context
 
 __all__ = [
     "BatchNorm",
@@ -20,5 +20,6 @@ __all__ = [
     "convert",
     "mixture_norm",
     "responsibilities",
+    "synchronize",
     "use_context",
 ]

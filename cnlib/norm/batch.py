@@ -5,11 +5,17 @@ Seeds: eq. (1)-(2) of the French CN paper, eq. (1)-(4) of the ICDM paper. Chapte
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 import torch
 from torch import Tensor, nn
 
 from cnlib.norm._arithmetic import add_product, affine, narrow, wide_type, widen
 from cnlib.norm._checks import check_gradient, check_input, check_positive
+from cnlib.norm._group import group_of, pool, total
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 # Every layer of the family sees x as (N, G, D, L): G groups of D channels, L positions. One equation serves
 # all of them; what differs is the index set B_i the moments are taken over (family.py).
@@ -18,12 +24,18 @@ SAMPLE = (2, 3)
 
 
 def standardize(
-    x: Tensor, weight: Tensor | None, bias: Tensor | None, axes: tuple[int, ...], eps: float
-) -> tuple[Tensor, Tensor, Tensor]:
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    axes: tuple[int, ...],
+    eps: float,
+    group: ProcessGroup | None = None,
+) -> tuple[Tensor, ...]:
     """Standardize x over ``axes``, then scale and shift.
 
     x: (N, G, D, L); weight, bias: (1, G, D, 1) or None; axes: ``BATCH`` or ``SAMPLE``.
     Returns y like x, and the mean and the biased variance, float32 at least, with size 1 on reduced axes.
+    group: B_i also runs over the samples these processes hold; then the number of values in B_i is returned as well.
     """
     dtype, x = x.dtype, widen(x)
     lead = axes[:-1]  # positions first, so that long sums are short sums of short sums
@@ -32,10 +44,17 @@ def standardize(
     centered = x - mean  # two passes: E[x^2] - E[x]^2 loses every digit when |mean| >> std
     norms = torch.linalg.vector_norm(centered, dim=-1, keepdim=True)
     var = norms.square().sum(lead, keepdim=True) / m
+    own, counted = mean, []
+    if group is not None:
+        count, mean, var = pool(group, mean.new_full((1,) * mean.dim(), m), mean, var)
+        counted = [count]
     scale = (var + eps).rsqrt()
     if weight is not None:
         scale = scale * weight
-    return narrow(affine(centered, scale, bias), dtype), mean, var
+    if group is not None and m:  # centered is x - own: the rest goes into the shift, not over x once more
+        shift = (own - mean) * scale
+        bias = shift if bias is None else shift + bias
+    return narrow(affine(centered, scale, bias), dtype), mean, var, *counted
 
 
 def _kept(x: Tensor, axes: tuple[int, ...]) -> int:
@@ -56,15 +75,16 @@ class Standardize(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, x, weight, bias, axes, eps):  # type: ignore[no-untyped-def]
-        y, mean, var = standardize(x, weight, bias, axes, eps)
+    def forward(ctx, x, weight, bias, axes, eps, group=None):  # type: ignore[no-untyped-def]
+        y, mean, var, *counted = standardize(x, weight, bias, axes, eps, group)
         ctx.save_for_backward(x, weight, mean, var)
-        ctx.axes, ctx.eps = axes, eps
+        ctx.axes, ctx.eps, ctx.group = axes, eps, group
+        ctx.mark_non_differentiable(*counted)
         ctx.set_materialize_grads(False)
-        return y, mean, var
+        return y, mean, var, *counted
 
     @staticmethod
-    def backward(ctx, g, g_mean, g_var):  # type: ignore[no-untyped-def]
+    def backward(ctx, g, g_mean, g_var, *_):  # type: ignore[no-untyped-def]
         x, weight, mean, var = ctx.saved_tensors
         lead, m = ctx.axes[:-1], x.numel() // mean.numel()
         rstd = (var + ctx.eps).rsqrt()
@@ -84,9 +104,11 @@ class Standardize(torch.autograd.Function):
             d_mean = d_mean + g_mean
         if g_var is not None:
             d_var = d_var + g_var
+        if ctx.group is not None:  # B_i runs over all processes, and so do m and the two sums
+            d_mean, d_var, m = total(ctx.group, d_mean, d_var, mean.new_full((1,), m))
         through_moments = affine(centered, 2 * d_var / m, d_mean / m)
         dx = through_moments + h if weight is None else add_product(through_moments, h, weight)
-        return narrow(dx, x.dtype), d_weight, d_bias, None, None
+        return narrow(dx, x.dtype), d_weight, d_bias, None, None, None
 
 
 def normalize_groups(
@@ -97,10 +119,12 @@ def normalize_groups(
     bias: Tensor | None,
     eps: float,
     gradient: str,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Standardize x (N, C, *) over ``axes`` of its view (N, G, D, L) and return y (N, C, *), mean, var.
+    group: ProcessGroup | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor | int]:
+    """Standardize x (N, C, *) over ``axes`` of its view (N, G, D, L) and return y (N, C, *), mean, var, m.
 
-    mean and var are (1, G) over ``BATCH`` and (N, G) over ``SAMPLE``, in float32 at least; y has the type of x.
+    mean and var are (1, G) over ``BATCH`` and (N, G) over ``SAMPLE``, in float32 at least; y has the type of x. Each is
+    over m values, those of all processes of ``group``.
     """
     n, c = x.shape[:2]
     view = x.reshape(n, num_groups, c // num_groups, x.shape[2:].numel())
@@ -108,8 +132,9 @@ def normalize_groups(
         weight = weight.to(wide_type(x)).view(1, num_groups, -1, 1)
         bias = bias.to(wide_type(x)).view(1, num_groups, -1, 1)
     run = Standardize.apply if gradient == "manual" else standardize
-    y, mean, var = run(view, weight, bias, axes, eps)
-    return y.reshape(x.shape), mean.flatten(1), var.flatten(1)
+    y, mean, var, *counted = run(view, weight, bias, axes, eps, group)
+    m = counted[0].reshape(()) if counted else x.numel() // mean.numel()
+    return y.reshape(x.shape), mean.flatten(1), var.flatten(1), m
 
 
 def batch_norm(x: Tensor, eps: float = 1e-5, gradient: str = "manual") -> Tensor:
@@ -145,13 +170,14 @@ class Norm(nn.Module):
         self.num_features, self.eps, self.momentum = num_features, eps, momentum
         self.affine, self.track_running_stats = affine, track_running_stats
         self.gradient = check_gradient(gradient)
-        at = {"device": device, "dtype": dtype}
-        self.weight = nn.Parameter(torch.ones(num_features, **at)) if affine else None  # type: ignore[arg-type]
-        self.bias = nn.Parameter(torch.zeros(num_features, **at)) if affine else None  # type: ignore[arg-type]
+        at: dict[str, Any] = {"device": device, "dtype": dtype}
+        self.weight = nn.Parameter(torch.empty(num_features, **at)) if affine else None
+        self.bias = nn.Parameter(torch.empty(num_features, **at)) if affine else None
         stats = track_running_stats
-        self.register_buffer("running_mean", torch.zeros(num_features, **at) if stats else None)  # type: ignore[arg-type]
-        self.register_buffer("running_var", torch.ones(num_features, **at) if stats else None)  # type: ignore[arg-type]
+        self.register_buffer("running_mean", torch.empty(num_features, **at) if stats else None)
+        self.register_buffer("running_var", torch.empty(num_features, **at) if stats else None)
         self.register_buffer("num_batches_tracked", torch.tensor(0, device=device) if stats else None)
+        self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """weight 1, bias 0, running mean 0, running variance 1."""
@@ -162,7 +188,7 @@ class Norm(nn.Module):
             self.num_batches_tracked.zero_()
 
     @torch.no_grad()
-    def update_running(self, mean: Tensor, var: Tensor, m: int) -> None:
+    def update_running(self, mean: Tensor, var: Tensor, m: Tensor | int) -> None:
         """Move the running moments towards a batch: mean, var (C,), biased; m values each (eq. (3), ICDM)."""
         assert self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None
         # momentum None asks for the plain average over all batches so far
@@ -213,18 +239,22 @@ class BatchNorm(Norm):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(num_features, eps, momentum, affine, track_running_stats, gradient, device, dtype)
+        self.synchronized = False  # set by cnlib.synchronize, as is
+        self.process_group: ProcessGroup | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         check_input(x, self.num_features, "BatchNorm")
         if not self.training and self.track_running_stats:
             return self.normalize_running(x)
-        m = x.numel() // self.num_features
-        if m < 2:
+        group, own = group_of(self), x.numel() // self.num_features
+        if own < 2 and group is None:
             raise ValueError(
-                f"BatchNorm: shape {tuple(x.shape)} has {m} value per channel, expected at least 2. "
+                f"BatchNorm: shape {tuple(x.shape)} has {own} value per channel, expected at least 2. "
                 "Use a larger batch, or call .eval()"
             )
-        y, mean, var = normalize_groups(x, self.num_features, BATCH, self.weight, self.bias, self.eps, self.gradient)
+        y, mean, var, m = normalize_groups(
+            x, self.num_features, BATCH, self.weight, self.bias, self.eps, self.gradient, group
+        )
         if self.training and self.num_batches_tracked is not None:
             self.num_batches_tracked.add_(1)
             self.update_running(mean[0], var[0], m)

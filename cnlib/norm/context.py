@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from cnlib.norm._arithmetic import affine, flatten, narrow, no_autocast, product, wide_type, widen
 from cnlib.norm._checks import check_context, check_gradient, check_input, check_moments, check_positive
-from cnlib.norm.gaussians import responsibilities
-from cnlib.norm.mixture import mixture_norm
+from cnlib.norm.gaussians import posterior
+from cnlib.norm.mixture import normalize_mixture
 
 ENCODERS = ("table", "linear", "embedder")
 INFERENCE = ("cn", "cn+")
@@ -122,10 +122,9 @@ def context_norm_plus(x: Tensor, mean: Tensor, var: Tensor, eps: float = 1e-5, g
     """
     check_input(x, None, "context_norm_plus")
     check_moments(mean, var, x.shape[1], "context_norm_plus")
-    dtype = wide_type(x)
-    priors = x.new_full((mean.shape[0],), 1 / mean.shape[0], dtype=dtype)
-    tau = responsibilities(x, priors, mean, var, gradient)
-    return mixture_norm(x, tau, priors, eps, gradient)
+    priors = x.new_full((mean.shape[0],), 1 / mean.shape[0], dtype=wide_type(x))
+    tau = posterior(x, priors, mean, var, check_gradient(gradient))
+    return normalize_mixture(x, tau, priors, None, None, eps, gradient)[0]
 
 
 class ContextNorm(nn.Module):

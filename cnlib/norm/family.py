@@ -108,7 +108,9 @@ class InstanceNorm(Norm):
                 f"InstanceNorm: shape {tuple(x.shape)} has {positions} position per channel, expected at least 2; "
                 "use LayerNorm or GroupNorm for inputs without positions"
             )
-        y, mean, var = normalize_groups(x, self.num_features, SAMPLE, self.weight, self.bias, self.eps, self.gradient)
+        y, mean, var, m = normalize_groups(
+            x, self.num_features, SAMPLE, self.weight, self.bias, self.eps, self.gradient
+        )
         if self.training and self.track_running_stats:
-            self.update_running(mean.mean(0), var.mean(0), positions)
+            self.update_running(mean.mean(0), var.mean(0), m)
         return y

@@ -6,12 +6,17 @@ The mixture lives in R^C: one of its samples is the channel vector at one positi
 from __future__ import annotations
 
 from functools import reduce
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from cnlib.norm._arithmetic import flatten, no_autocast, product, widen
 from cnlib.norm._checks import check_gradient, check_input, check_moments, check_priors
+from cnlib.norm._group import gather, pool, total
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 # Everywhere below: x (N, C, L), tau (N, K, L) or (N, K, 1), one value a component and channel (K, C).
 
@@ -44,12 +49,14 @@ def invert(values: Tensor) -> Tensor:
     return torch.where(values > 0, 1 / values.clamp_min(torch.finfo(values.dtype).tiny), 0.0)
 
 
-def mixture_moments(x: Tensor, tau: Tensor) -> tuple[Tensor, Tensor]:
-    """E_B[tau-hat_k x] and E_B[tau-hat_k (x - m_k)^2], each (K, C).
+def mixture_moments(x: Tensor, tau: Tensor, group: ProcessGroup | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    """sum_B tau_k (K, 1), and E_B[tau-hat_k x] and E_B[tau-hat_k (x - m_k)^2], each (K, C).
 
     The weights tau-hat_k = tau_k / sum_B tau_k sum to 1 over the batch: these expectations are sums.
+    group: the batch B is all that these processes hold.
     """
-    inverse = invert(mass(tau, x.shape[2]))
+    held = mass(tau, x.shape[2])
+    inverse = invert(held)
     mean = collect(tau, x) * inverse
     rows = []
     if tau.shape[2] == 1:  # one row of tau a sample: its scatter is that within it plus that of its own mean
@@ -59,11 +66,11 @@ def mixture_moments(x: Tensor, tau: Tensor) -> tuple[Tensor, Tensor]:
         for k in range(len(mean)):
             between = (own - mean[k, :, None]).square() * x.shape[2]
             rows.append(collect(tau[:, k : k + 1], within + between))
-        return mean, torch.cat(rows) * inverse
+        return pool(group, held, mean, torch.cat(rows) * inverse)
     for k in range(len(mean)):  # one component at a time: exact where E[x^2] - m^2 is not, one copy of x
         centered = x - mean[k, :, None]
         rows.append(collect(tau[:, k : k + 1], product(centered, centered)))
-    return mean, torch.cat(rows) * inverse
+    return pool(group, held, mean, torch.cat(rows) * inverse)
 
 
 def log_joint(x: Tensor, priors: Tensor, mean: Tensor, var: Tensor) -> Tensor:
@@ -123,10 +130,15 @@ def responsibilities(x: Tensor, priors: Tensor, mean: Tensor, var: Tensor, gradi
     check_input(x, None, "responsibilities")
     check_moments(mean, var, x.shape[1], "responsibilities")
     check_priors(priors, mean.shape[0], "responsibilities")
+    return posterior(x, priors, mean, var, check_gradient(gradient))
+
+
+def posterior(x: Tensor, priors: Tensor, mean: Tensor, var: Tensor, gradient: str) -> Tensor:
+    """``responsibilities`` of what is known to be valid."""
     wide = widen(x)
     priors, mean, var = (t.to(wide.dtype) for t in (priors, mean, var))
     flat = flatten(wide)
-    if check_gradient(gradient) == "manual":
+    if gradient == "manual":
         tau = Responsibilities.apply(flat, priors, mean, var)
     else:
         tau = log_joint(flat, priors, mean, var).softmax(1)
@@ -134,24 +146,35 @@ def responsibilities(x: Tensor, priors: Tensor, mean: Tensor, var: Tensor, gradi
 
 
 @torch.no_grad()
-def seed_means(x: Tensor, num_components: int) -> Tensor:
-    """k-means++ on the channel vectors of x (N, C, L): means (K, C), each a vector of the batch."""
+def seed_means(x: Tensor, num_components: int, group: ProcessGroup | None = None) -> Tensor:
+    """k-means++ on the channel vectors of x (N, C, L): means (K, C), each a vector of the batch.
+
+    group: the batch is all that these processes hold, in their order; the first process's random numbers count.
+    """
     n, _, length = x.shape
+    rank = 0 if group is None else group.rank()
     distance = x.new_full((n, length), 1.0)
     means: list[Tensor] = []
     for _ in range(num_components):
-        # inverse-CDF draw; a tensor index keeps it inside a compiled graph
+        # inverse-CDF draw of a process, then of a vector; a tensor index keeps it inside a compiled graph
         cumulative = distance.flatten().double().cumsum(0)
-        pick = torch.searchsorted(cumulative, torch.rand(1, device=x.device).double() * cumulative[-1])
-        pick = pick.clamp_max(n * length - 1)
-        means.append(x[pick // length, :, pick % length])
+        weights, draws = gather(group, cumulative[-1:], torch.rand(1, device=x.device).double())
+        ends = weights[:, 0].cumsum(0)
+        target = draws[0] * ends[-1]
+        owner = torch.searchsorted(ends, target).clamp_max(len(ends) - 1)
+        pick = torch.searchsorted(cumulative, target - (ends - weights[:, 0])[rank]).clamp_max(n * length - 1)
+        vector = x[pick // length, :, pick % length]
+        if group is not None:
+            (vector,) = total(group, torch.where(owner == rank, vector, 0))
+        means.append(vector)
         to_new = (x - means[-1][:, :, None]).square().sum(1)
         distance = to_new if len(means) == 1 else torch.minimum(distance, to_new)
     return torch.cat(means)
 
 
-def em_step(x: Tensor, tau: Tensor, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def em_step(
+    x: Tensor, tau: Tensor, mean: Tensor, var: Tensor, group: ProcessGroup | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
     """M-step from tau (N, K, L): priors (K,), means and variances (K, C); an empty component stays put."""
-    total = mass(tau, x.shape[2])
-    new_mean, new_var = mixture_moments(x, tau)
-    return (total / total.sum())[:, 0], torch.where(total > 0, new_mean, mean), torch.where(total > 0, new_var, var)
+    held, new_mean, new_var = mixture_moments(x, tau, group)
+    return (held / held.sum())[:, 0], torch.where(held > 0, new_mean, mean), torch.where(held > 0, new_var, var)

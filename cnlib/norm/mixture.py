@@ -5,7 +5,7 @@ Chapter 5.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,11 @@ from cnlib.norm._checks import (
     check_responsibilities,
     check_values,
 )
+from cnlib.norm._group import group_of, pool, total
 from cnlib.norm.gaussians import collect, em_step, invert, log_joint, mass, mix, mixture_moments, seed_means
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 # Everywhere below: x (N, C, L), tau (N, K, L) or (N, K, 1), one value a component and channel (K, C).
 
@@ -39,11 +43,20 @@ def component_scale(priors: Tensor, var: Tensor, eps: float) -> Tensor:
 
 
 def mixture_standardize(
-    x: Tensor, tau: Tensor, priors: Tensor, weight: Tensor, bias: Tensor, eps: float
+    x: Tensor,
+    tau: Tensor,
+    priors: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    eps: float,
+    group: ProcessGroup | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Eq. (3)-(4) / (6)-(7) and an affine map: y like x, and the mean and variance of each component (K, C)."""
+    """Eq. (3)-(4) / (6)-(7) and an affine map: y like x, and the mean and variance of each component (K, C).
+
+    group: the batch is all that these processes hold.
+    """
     wide = widen(x)
-    mean, var = mixture_moments(wide, tau)
+    _, mean, var = mixture_moments(wide, tau, group)
     return narrow(mixture_affine(wide, tau, priors, mean, var, weight, bias, eps), x.dtype), mean, var
 
 
@@ -61,10 +74,10 @@ class MixtureStandardize(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, x, tau, priors, weight, bias, eps):  # type: ignore[no-untyped-def]
-        y, mean, var = mixture_standardize(x, tau, priors, weight, bias, eps)
+    def forward(ctx, x, tau, priors, weight, bias, eps, group=None):  # type: ignore[no-untyped-def]
+        y, mean, var = mixture_standardize(x, tau, priors, weight, bias, eps, group)
         ctx.save_for_backward(x, tau, priors, weight, mean, var)
-        ctx.eps = eps
+        ctx.eps, ctx.group = eps, group
         ctx.set_materialize_grads(False)
         return y, mean, var
 
@@ -74,7 +87,6 @@ class MixtureStandardize(torch.autograd.Function):
         dtype, x = x.dtype, widen(x)
         g = torch.zeros_like(x) if g is None else widen(g)
         scale = component_scale(priors, var, ctx.eps)
-        inverse = invert(mass(tau, x.shape[2]))
         center = (priors[:, None] * mean).sum(0)
         shifted = x - center[:, None]
         offset = mean - center
@@ -90,6 +102,9 @@ class MixtureStandardize(torch.autograd.Function):
         if g_var is not None:
             d_var = d_var + g_var
 
+        # B runs over all processes, and so do these sums; those for weight, bias and priors are this process's own
+        d_mean, d_var, held = total(ctx.group, d_mean, d_var, mass(tau, x.shape[2]))
+        inverse = invert(held)
         d_x = d_tau = d_priors = None
         by_mean, by_var, by_x = d_mean * inverse, d_var * inverse, scale * weight
         if ctx.needs_input_grad[1]:
@@ -104,11 +119,18 @@ class MixtureStandardize(torch.autograd.Function):
         if ctx.needs_input_grad[0]:  # last: it may overwrite shifted
             through_moments = affine(shifted, mix(tau, 2 * by_var), mix(tau, by_mean - 2 * by_var * offset))
             d_x = narrow(add_product(through_moments, g, mix(tau, by_x)), dtype)
-        return d_x, d_tau, d_priors, d_weight, d_bias, None
+        return d_x, d_tau, d_priors, d_weight, d_bias, None, None
 
 
 def normalize_mixture(
-    x: Tensor, tau: Tensor, priors: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, gradient: str
+    x: Tensor,
+    tau: Tensor,
+    priors: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    gradient: str,
+    group: ProcessGroup | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """``mixture_standardize`` on (N, C, *) inputs in any floating type: y like x, mean and var (K, C)."""
     c, dtype = x.shape[1], wide_type(x)
@@ -116,7 +138,7 @@ def normalize_mixture(
     bias = x.new_zeros(c, dtype=dtype) if bias is None else bias.to(dtype)
     flat, tau = flatten(x), flatten(tau.to(dtype))
     run = MixtureStandardize.apply if gradient == "manual" else mixture_standardize
-    y, mean, var = run(flat, tau, priors.to(dtype), weight, bias, eps)
+    y, mean, var = run(flat, tau, priors.to(dtype), weight, bias, eps, group)
     return y.reshape(x.shape), mean, var
 
 
@@ -180,6 +202,8 @@ class MixtureNorm(nn.Module):
         self.register_buffer("running_var", torch.empty(k, c, **at))
         self.register_buffer("num_batches_tracked", torch.tensor(0, device=device))
         self.given: Tensor | None = None  # set by use_context
+        self.synchronized = False  # set by cnlib.synchronize, as is
+        self.process_group: ProcessGroup | None = None
         self.reset_parameters()
 
     @torch.no_grad()
@@ -209,41 +233,48 @@ class MixtureNorm(nn.Module):
                 ((given.sum(1) - 1).abs() < 1e-2).all() & (given > -1e-3).all(),
                 lambda: "MixtureNorm: responsibilities must be non-negative and sum to 1 over the components (axis 1)",
             )
-        m = x.numel() // self.num_features
-        if self.training and m < 2:
+        group, m = group_of(self), x.numel() // self.num_features
+        if self.training and m < 2 and group is None:
             raise ValueError(
                 f"MixtureNorm: shape {tuple(x.shape)} has {m} value per channel, expected at least 2. "
                 "Use a larger batch, or call .eval()"
             )
-        return self._train(x, given) if self.training else self._evaluate(x, given)
+        return self._train(x, given, group) if self.training else self._evaluate(x, given)
 
-    def _train(self, x: Tensor, given: Tensor | None) -> Tensor:
+    def _train(self, x: Tensor, given: Tensor | None, group: ProcessGroup | None) -> Tensor:
         wide = widen(x)
-        tau = self._fit(wide.detach()) if given is None else given.to(wide.dtype)
+        tau = self._fit(wide.detach(), group) if given is None else given.to(wide.dtype)
+        own = x.numel() // self.num_features
+        m: Tensor | int = own
         priors = tau.transpose(0, 1).flatten(1).mean(1)
-        y, mean, var = normalize_mixture(x, tau, priors, self.weight, self.bias, self.eps, self.gradient)
-        self._update_running(priors, mean, var, x.numel() // self.num_features)
+        if group is not None:
+            held, m = total(group, mass(flatten(tau), x.shape[2:].numel())[:, 0], wide.new_full((), own))
+            priors = held / m
+        y, mean, var = normalize_mixture(x, tau, priors, self.weight, self.bias, self.eps, self.gradient, group)
+        self._update_running(priors, mean, var, m)
         return y
 
     @torch.no_grad()
-    def _fit(self, x: Tensor) -> Tensor:
+    def _fit(self, x: Tensor, group: ProcessGroup | None = None) -> Tensor:
         """tau (N, K, *) after em_steps of EM; the last M-step is the normalization's own moments."""
         flat = flatten(x)
         if self.started:
             buffers = (self.running_prior, self.running_mean, self.running_var)
             priors, mean, var = (b.to(x.dtype) for b in buffers)
         else:
-            mean = seed_means(flat, self.num_components)
-            var = flat.var((0, 2), correction=0).expand_as(mean)
+            mean = seed_means(flat, self.num_components, group)
+            var, center = torch.var_mean(flat, (0, 2), correction=0)
+            _, _, var = pool(group, var.new_full((1,), flat.shape[0] * flat.shape[2]), center, var)
+            var = var.expand_as(mean)
             priors = torch.full_like(mean[:, 0], 1 / self.num_components)
         tau = log_joint(flat, priors, mean, var + self.eps).softmax(1)
         for _ in range(self.em_steps - 1):
-            priors, mean, var = em_step(flat, tau, mean, var)
+            priors, mean, var = em_step(flat, tau, mean, var, group)
             tau = log_joint(flat, priors, mean, var + self.eps).softmax(1)
         return tau.reshape(x.shape[0], self.num_components, *x.shape[2:])
 
     @torch.no_grad()
-    def _update_running(self, priors: Tensor, mean: Tensor, var: Tensor, m: int) -> None:
+    def _update_running(self, priors: Tensor, mean: Tensor, var: Tensor, m: Tensor | int) -> None:
         self.num_batches_tracked.add_(1)
         # The first batch replaces the arbitrary start: the means name the components for all later batches.
         rate = self.momentum if self.started else 1.0

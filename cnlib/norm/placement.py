@@ -5,13 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import torch.distributed as dist
 from torch import Tensor, nn
 
-from cnlib.norm.batch import Norm
+from cnlib.norm.batch import BatchNorm, Norm
 from cnlib.norm.context import ContextNorm
 from cnlib.norm.mixture import MixtureNorm
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 NORMS = (Norm, MixtureNorm, ContextNorm, nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
 
@@ -66,6 +70,31 @@ def _take(replica: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, d
     if "_ids" in kwargs:
         _give(replica, kwargs.pop("_ids"), kwargs.pop("_responsibilities"))
     return args, kwargs
+
+
+def synchronize(model: nn.Module, process_group: ProcessGroup | bool | None = None) -> nn.Module:
+    """Let every BatchNorm and MixtureNorm in ``model`` take its batch statistics over all processes of a group.
+
+        torch.distributed.init_process_group("gloo")
+        model = torch.nn.parallel.DistributedDataParallel(cnlib.synchronize(model))
+
+    In training, each process then normalizes its part of the batch as one process would the whole: outputs, gradients
+    with respect to the sum of all losses, and running buffers are the same, for parts of any size. All processes have
+    to run the layers equally often. Contexts need nothing: pass each process those of its own samples.
+    process_group: None is all processes; False undoes it. In place; returns the model. As torch.nn.SyncBatchNorm does
+    for its own layers. Raises RuntimeError where torch.distributed is not initialized, ValueError in a process that is
+    not of the group.
+    """
+    on = process_group is not False
+    group = None if isinstance(process_group, bool) else process_group
+    if on and not dist.is_initialized():
+        raise RuntimeError("synchronize: torch.distributed is not initialized; call its init_process_group first")
+    if on and dist.get_rank(group) < 0:
+        raise ValueError(f"synchronize: process {dist.get_rank()} is not a member of the group it was given")
+    for layer in model.modules():
+        if isinstance(layer, BatchNorm | MixtureNorm):
+            layer.synchronized, layer.process_group = on, group
+    return model
 
 
 def convert(model: nn.Module, factories: Mapping[str, Callable[[int], nn.Module]]) -> nn.Module:
