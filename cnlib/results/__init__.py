@@ -7,8 +7,9 @@ cnlib.results.published("icdm_table_5").rows
 cnlib.results.reproduction(runs)                           # every published number beside ours, with a verdict
 """
 
+from cnlib.results.mixtures import MixtureRecord, mixture_record
 from cnlib.results.papers import Table, published, tables
-from cnlib.results.recorded import by_method, cn_plus, experiments, load, select, to_frame
+from cnlib.results.recorded import by_method, cn_plus, experiments, load, select, settings, to_frame
 from cnlib.results.reproduction import VERDICTS, Cell, as_rows, reproduction
 from cnlib.results.statistics import Interval, final, interval, paired
 
@@ -16,6 +17,7 @@ __all__ = [
     "VERDICTS",
     "Cell",
     "Interval",
+    "MixtureRecord",
     "Table",
     "as_rows",
     "by_method",
@@ -24,10 +26,12 @@ __all__ = [
     "final",
     "interval",
     "load",
+    "mixture_record",
     "paired",
     "published",
     "reproduction",
     "select",
+    "settings",
     "tables",
     "to_frame",
 ]
