@@ -46,6 +46,25 @@ def select(runs: Sequence[Run], **fields: object) -> list[Run]:
     return [run for run in runs if all(getattr(run.config, name) == value for name, value in fields.items())]
 
 
+def settings(runs: Sequence[Run]) -> dict[str, list[Run]]:
+    """{setting: runs to compare}: equal data, profile, rates and place of context norm; BN and MN stand in each.
+
+    A setting reads "cifar10, CN in conv3, lr 0.001, wd 0.0001" (and the profile, where there are several).
+    """
+    several = len({run.label for run in runs}) > 1
+    groups: dict[str, list[Run]] = {}
+    for run in runs:
+        c = run.config
+        same = select(runs, dataset=c.dataset, profile=c.profile, lr=c.lr, weight_decay=c.weight_decay)
+        where = f"{c.dataset}, CN in {'+'.join(c.placement)}, lr {c.lr:g}, wd {c.weight_decay:g}"
+        name = f"{where}, {c.profile}" if several else where
+        if c.norm == "cn" and name not in groups:
+            groups[name] = [
+                other for other in same if other.config.norm != "cn" or other.config.placement == c.placement
+            ]
+    return groups
+
+
 def by_method(runs: Sequence[Run]) -> dict[str, dict[int, Run]]:
     """{method: {seed: run}}, in the order given. Raises ValueError where two runs share both: they differ in something
     else (profile, learning rate, data), which an average over seeds must not mix."""

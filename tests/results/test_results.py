@@ -70,6 +70,16 @@ def test_selecting_by_configuration():
         results.select(runs, rate=1e-3)
 
 
+def test_settings_put_bn_beside_each_place_of_cn():
+    runs = [run(), run("cn"), run("cn", placement=("input",)), run(lr=5e-3), run("cn", lr=5e-3)]
+    groups = results.settings(runs)
+    assert {name: [runs.index(r) for r in group] for name, group in groups.items()} == {
+        "digits, CN in conv3, lr 0.001, wd 0.0001": [0, 1],
+        "digits, CN in input, lr 0.001, wd 0.0001": [0, 2],
+        "digits, CN in conv3, lr 0.005, wd 0.0001": [3, 4],
+    }
+
+
 def test_intervals_are_scipys():
     stats = pytest.importorskip("scipy.stats")
     np.testing.assert_allclose(T975, stats.t.ppf(0.975, np.arange(1, 31)), atol=5e-5)
