@@ -7,6 +7,7 @@ cnlib.results.published("icdm_table_5").rows
 cnlib.results.reproduction(runs)                           # every published number beside ours, with a verdict
 """
 
+from cnlib.results.measurements import machines, measured
 from cnlib.results.mixtures import MixtureRecord, mixture_record
 from cnlib.results.papers import Table, published, tables
 from cnlib.results.recorded import by_method, cn_plus, experiments, load, select, settings, to_frame
@@ -26,6 +27,8 @@ __all__ = [
     "final",
     "interval",
     "load",
+    "machines",
+    "measured",
     "mixture_record",
     "paired",
     "published",
