@@ -142,23 +142,46 @@ def provenance_line(runs: Sequence[Run]) -> str:
 
 
 def label_ends(ax: Axes, ends: Sequence[tuple[float, float, str, str, str]]) -> None:
-    """Write labels (x, y, text, color, line style) right of where curves end, moved apart, each joined to its curve."""
-    low, high = ax.get_ylim()
-    ordered = sorted(ends, key=lambda end: end[1])
-    wanted = [(y - low) / (high - low) for _, y, *_ in ordered]
-    gap = 13 / (0.75 * 72 * float(ax.get_figure(root=True).get_size_inches()[1]))  # type: ignore[union-attr]
+    """Write labels (x, y, text, color, line style) right of where curves end, moved apart, each joined to its curve.
+
+    Call it last: heights are those of the axis as it stands, linear, log or inverted. A curve that has left the axis is
+    labeled at its edge; one that ends in no number (NaN) is a ValueError.
+    """
+    if lost := [text for _, y, text, *_ in ends if not np.isfinite(y)]:
+        raise ValueError(f"label_ends: {lost} end in no number; give the last finite point of the curve")
+    low, high = sorted(ax.get_ylim())  # asking for them also brings the transform below up to date
+    to_axes = ax.transData + ax.transAxes.inverted()
+    heights = {end: float(to_axes.transform((end[0], min(max(end[1], low), high)))[1]) for end in ends}
+    ordered = sorted(heights, key=lambda end: heights[end])
+    wanted = [heights[end] for end in ordered]
+    gap = 13 * ax.get_figure(root=True).dpi / 72 / ax.bbox.height  # type: ignore[union-attr]
     places: list[float] = []
-    for y in wanted:
-        places.append(max(y, places[-1] + gap) if places else y)
+    for height in wanted:
+        places.append(max(height, places[-1] + gap) if places else height)
     shift = sum(wanted) / len(wanted) - sum(places) / len(places)
     shift = min(max(shift, -places[0]), max(1 - places[-1], -places[0]))
     for (x, y, text, ink, line), place in zip(ordered, places, strict=True):
-        at = place + shift
+        edge, at = min(max(y, low), high), place + shift
         join = {"arrowstyle": "-", "color": ink, "linestyle": line, "linewidth": 1.2, "shrinkA": 0, "shrinkB": 0}
-        ax.annotate("", (x, y), (1.06, at), textcoords="axes fraction", arrowprops=join, annotation_clip=False)
+        ax.annotate("", (x, edge), (1.06, at), textcoords="axes fraction", arrowprops=join, annotation_clip=False)
         ax.annotate(
             text, (1.07, at), xycoords="axes fraction", color=ink, fontsize=9, va="center", annotation_clip=False
         )
+
+
+def curves(ax: Axes, x: Any, runs: Mapping[str, tuple[Any, str, str]], **axes: Any) -> None:
+    """{label: (values (runs, len(x)), color, style)}: mean over the runs, their range as a band, labels at the ends.
+
+    style: as in matplotlib's ``plot``, such as "-" or "o:". axes: anything ``ax.set`` takes (title, xlabel, yscale).
+    """
+    ends = []
+    for label, (values, ink, style) in runs.items():
+        middle = np.mean(values, 0)
+        ax.plot(x, middle, style, color=ink, zorder=3)
+        ax.fill_between(x, np.min(values, 0), np.max(values, 0), color=ink, alpha=0.15, linewidth=0)
+        ends.append((float(x[-1]), float(middle[-1]), label, ink, style.lstrip("osD^") or "-"))
+    ax.set(**axes)
+    label_ends(ax, ends)
 
 
 def intervals(

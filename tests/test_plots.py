@@ -114,6 +114,40 @@ def test_labels_of_curves_that_end_together_do_not_overlap():
     assert all(box.y0 >= 0 and box.y1 <= fig.bbox.y1 for box in boxes)
 
 
+@pytest.mark.parametrize("scale", ["linear", "log"])
+@pytest.mark.parametrize("limits", [(1e-4, 1.0), (1.0, 1e-4)])
+def test_labels_stand_at_the_height_of_their_curves_on_any_axis(scale, limits):
+    fig, ax = plots.figure(height=2.4)
+    ax.set(yscale=scale, ylim=limits, xlim=(0, 1))
+    ends = {"a": 1e-3, "b": 0.3, "c": 0.9, "beyond": 50.0}
+    ends = ends if scale == "log" else {k: y for k, y in ends.items() if k != "c"}
+    plots.label_ends(ax, [(1.0, y, name, "k", "-") for name, y in ends.items()])
+    fig.canvas.draw()
+    labels = {t.get_text(): t for t in ax.texts if t.get_text()}
+    shown = {k: ax.transData.transform((1, min(y, 1.0)))[1] for k, y in ends.items()}
+    boxes = {k: t.get_window_extent() for k, t in labels.items()}
+    assert sorted(labels, key=lambda k: boxes[k].y0) == sorted(labels, key=shown.get)
+    for a, b in itertools.combinations(boxes.values(), 2):
+        assert not a.overlaps(b)
+    for name in ("a", "b"):  # no neighbor pushes these: they stand where the curve ends
+        assert abs(boxes[name].y0 + boxes[name].height / 2 - shown[name]) < 0.1 * ax.bbox.height
+
+
+def test_a_curve_that_ends_in_no_number_is_refused():
+    with pytest.raises(ValueError, match=r"\['lost'\] end in no number"):
+        plots.label_ends(plots.figure()[1], [(1.0, float("nan"), "lost", "k", "-"), (1.0, 1.0, "found", "k", "-")])
+
+
+def test_curves_draw_mean_range_and_labels():
+    fig, ax = plots.figure()
+    x, values = [1, 10, 100], np.array([[1.0, 2.0, 3.0], [3.0, 4.0, 9.0]])
+    plots.curves(ax, x, {"ours": (values, "#0b5c9e", "o--")}, xscale="log", yscale="log", xlabel="step")
+    np.testing.assert_allclose(ax.lines[0].get_ydata(), [2, 3, 6])
+    assert ax.lines[0].get_linestyle() == "--" and ax.lines[0].get_marker() == "o"
+    band = ax.collections[0].get_paths()[0].get_extents()
+    assert (band.y0, band.y1) == (1, 9) and {"ours", "step"} <= set(texts(fig))
+
+
 @pytest.mark.parametrize(
     ("metric", "factor", "label"),
     [
