@@ -166,6 +166,7 @@ def _run(configs: Mapping[str, Any], out: Path, device: str, threads: int, until
     import torch
 
     from cnlib import experiments
+    from cnlib.training import distributed
 
     try:
         torch.zeros(1, device=device)
@@ -182,7 +183,8 @@ def _run(configs: Mapping[str, Any], out: Path, device: str, threads: int, until
         typer.echo(f"interrupted; finished epochs are in {out}: the same command goes on from there", err=True)
         raise typer.Exit(INTERRUPTED) from None
     counts = Counter(results.values())
-    typer.echo(", ".join(f"{count} {status}" for status, count in counts.items()) + f"; records are in {out}")
+    if distributed.leader():
+        typer.echo(", ".join(f"{count} {status}" for status, count in counts.items()) + f"; records are in {out}")
     left = counts.keys() & {"unfinished", "not started", "busy"}
     raise typer.Exit(FAILED if "failed" in counts else UNFINISHED if left else 0)
 

@@ -7,12 +7,13 @@ import time
 import traceback
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from cnlib.data import load
-from cnlib.training import Busy, Config, Trainer, read, train
+from cnlib.training import Busy, Config, Trainer, distributed, read, train
 
 
 def sweep(
@@ -30,17 +31,15 @@ def sweep(
     the run under way is "unfinished" and goes on the next time, later ones are "not started".
     """
     results: dict[str, str] = {}
+    distributed.start(device)  # where torchrun started several processes, they share each run
     start = time.monotonic()
     until = None if minutes is None else start + 60 * minutes
     for i, (name, config) in enumerate(configs.items(), start=1):
         clock = time.monotonic()
         record = Path(out) / f"{name}.jsonl"
         try:
-            if recorded(config, record):
-                results[name] = "recorded"
-                continue
-            if until is not None and clock > until:
-                results[name] = "not started"
+            if skip := distributed.from_leader(partial(_reason_to_skip, config, record, until)):
+                results[name] = skip
                 continue
             run = train(config, record, device=device, progress=progress, until=until)
         except Busy:
@@ -52,8 +51,15 @@ def sweep(
             continue
         results[name] = run.status
         accuracy = f", test accuracy {run.epochs['test_accuracy'][-1]:.4f}" if run.epochs else ""
-        print(f"[{i}/{len(configs)}] {name}: {run.status}{accuracy}, {time.monotonic() - clock:.0f} s", flush=True)
+        if distributed.leader():
+            print(f"[{i}/{len(configs)}] {name}: {run.status}{accuracy}, {time.monotonic() - clock:.0f} s", flush=True)
     return results
+
+
+def _reason_to_skip(config: Config, record: Path, until: float | None) -> str | None:
+    if recorded(config, record):
+        return "recorded"
+    return "not started" if until is not None and time.monotonic() > until else None
 
 
 def recorded(config: Config, record: Path) -> bool:

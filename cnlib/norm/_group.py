@@ -77,7 +77,7 @@ def group_of(layer: Any) -> ProcessGroup | None:
         return None
     group = layer.process_group
     if group is None:  # looked up at each call: a layer that held the group could not be copied or pickled
-        if not dist.is_initialized():
+        if not (dist.is_available() and dist.is_initialized()):
             raise RuntimeError(
                 f"{type(layer).__name__} shares its batch statistics with other processes (cnlib.synchronize), and "
                 "torch.distributed is not initialized: initialize it, or call cnlib.synchronize(model, False)"

@@ -87,7 +87,7 @@ def synchronize(model: nn.Module, process_group: ProcessGroup | bool | None = No
     """
     on = process_group is not False
     group = None if isinstance(process_group, bool) else process_group
-    if on and not dist.is_initialized():
+    if on and not (dist.is_available() and dist.is_initialized()):
         raise RuntimeError("synchronize: torch.distributed is not initialized; call its init_process_group first")
     if on and dist.get_rank(group) < 0:
         raise ValueError(f"synchronize: process {dist.get_rank()} is not a member of the group it was given")

@@ -13,12 +13,16 @@ from torch.nn import functional as F
 
 @dataclass
 class Batch:
-    """x (N, C, H, W) normalized; labels (N,); ids (N,) and responsibilities (N, K) where the norm layers use them."""
+    """x (N, C, H, W) normalized; labels (N,); ids (N,) and responsibilities (N, K) where the norm layers use them.
+
+    weight: of its mean loss, where processes share a batch and average their gradients: parts may differ in size.
+    """
 
     x: Tensor
     labels: Tensor
     ids: Tensor | None
     responsibilities: Tensor | None
+    weight: float = 1.0
 
 
 def moments(images: np.ndarray) -> tuple[Tensor, Tensor]:
@@ -57,25 +61,37 @@ class Split:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def ordered(self, batch_size: int) -> Iterator[Batch]:
-        """Every image once, in order, without augmentation; the last batch may be smaller."""
+    def ordered(self, batch_size: int, part: tuple[int, int] = (0, 1)) -> Iterator[Batch]:
+        """Every image once, in order, without augmentation; the last batch may be smaller.
+
+        part: (p, P) gives every P-th whole batch from the p-th on.
+        """
         inner = slice(self.border, self.border + self.size)
-        for start in range(0, len(self), batch_size):
+        for start in range(part[0] * batch_size, len(self), part[1] * batch_size):
             chosen = slice(start, start + batch_size)
             yield self._batch(self.images[chosen, inner, self.border : self.images.shape[2] - self.border], chosen)
 
-    def shuffled(self, batch_size: int, generator: torch.Generator, flip: bool, crop: int) -> Iterator[Batch]:
-        """A random order in full batches; the remainder (another one each epoch) is left out."""
+    def shuffled(
+        self, batch_size: int, generator: torch.Generator, flip: bool, crop: int, part: tuple[int, int] = (0, 1)
+    ) -> Iterator[Batch]:
+        """A random order in full batches; the remainder (another one each epoch) is left out.
+
+        part: (p, P) gives the p-th of P parts of each batch, with the order and augmentation of the whole.
+        """
         order = torch.randperm(len(self), generator=generator, device=self.labels.device)
         size = min(batch_size, len(self))
         for start in range(0, len(self) - size + 1, size):
             chosen = order[start : start + size]
-            yield self._batch(self._augmented(chosen, generator, flip, crop), chosen)
+            mine = slice(size * part[0] // part[1], size * (part[0] + 1) // part[1])
+            batch = self._batch(self._augmented(chosen, generator, flip, crop, mine), chosen[mine])
+            batch.weight = part[1] * len(batch.labels) / size
+            yield batch
 
-    def _augmented(self, chosen: Tensor, generator: torch.Generator, flip: bool, crop: int) -> Tensor:
+    def _augmented(self, chosen: Tensor, generator: torch.Generator, flip: bool, crop: int, mine: slice) -> Tensor:
+        """The images at chosen[mine]; random numbers are drawn for all."""
         height, width = (s - 2 * self.border for s in self.images.shape[1:3])
         if not (flip or crop):
-            return self.images[chosen, self.border : self.border + height, self.border : self.border + width]
+            return self.images[chosen[mine], self.border : self.border + height, self.border : self.border + width]
         device, n = chosen.device, len(chosen)
         rows = torch.arange(height, device=device).expand(n, height) + self.border
         columns = torch.arange(width, device=device).expand(n, width) + self.border
@@ -85,11 +101,11 @@ class Split:
         if crop:
             shift = torch.randint(-crop, crop + 1, (2, n, 1), generator=generator, device=device)
             rows, columns = rows + shift[0], columns + shift[1]
-        return self.images[chosen[:, None, None], rows[:, :, None], columns[:, None, :]]
+        return self.images[chosen[mine, None, None], rows[mine, :, None], columns[mine, None, :]]
 
     def _batch(self, images: Tensor, chosen: Tensor | slice) -> Batch:
         # channel order N H W C in memory is torch's channels_last: the permuted view needs no copy
-        x = ((images.float() - self.mean) * self.scale).permute(0, 3, 1, 2)
+        x = ((images.to(self.mean.dtype) - self.mean) * self.scale).permute(0, 3, 1, 2)
         return Batch(
             x if self.channels_last else x.contiguous(),
             self.labels[chosen],

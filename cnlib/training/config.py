@@ -13,7 +13,7 @@ CHOICES = {
     "encoder": ("table", "linear", "embedder"),
     "inference": ("cn", "cn+", "both"),
     "optimizer": ("rmsprop", "sgd", "adamw"),
-    "precision": ("fp32", "bf16"),
+    "precision": ("fp32", "bf16", "fp64"),
 }
 
 

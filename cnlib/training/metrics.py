@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cnlib.training import distributed
+
 NAMES = ("loss", "accuracy", "top5", "precision", "recall", "f1")
 
 
@@ -46,14 +48,16 @@ class Meter:
         self.sizes.append(len(labels))
 
     def compute(self) -> dict[str, float]:
-        """{name: value} for NAMES; the loss is not finite as soon as one batch's was not."""
-        n = sum(self.sizes)
-        losses = torch.stack(self.losses).float().cpu().double()
-        confusion = self.confusion.cpu()
+        """{name: value} for NAMES, over what all processes saw; the loss is not finite once one batch's was not."""
+        losses = torch.stack(self.losses).cpu().double() if self.losses else torch.zeros(0, dtype=torch.float64)
+        loss = float(losses @ torch.tensor(self.sizes, dtype=torch.float64))
+        seen = distributed.from_all((sum(self.sizes), loss, int(self.top5), self.confusion.cpu()))
+        n, loss, top5, confusion = (sum(values) for values in zip(*seen, strict=True))
+        self.count = n
         values = (
-            float(losses @ torch.tensor(self.sizes, dtype=torch.float64)) / n,
+            loss / n,
             float(confusion.diagonal().sum()) / n,
-            float(self.top5.cpu()) / n,
+            top5 / n,
             *macro_scores(confusion),
         )
         return dict(zip(NAMES, values, strict=True))

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from cnlib.norm import ContextNorm
+from cnlib.training import distributed
 
 
 class Observer:
@@ -44,9 +45,11 @@ class Observer:
         ContextNorm also has mean_gap, rms of (mu - mean of its input) / std of its input, and std_ratio, the geometric
         mean of sigma / std of its input: 0 and 1 where it learned the true moments.
         """
-        if self.sums is None:
+        seen = [part for part in distributed.from_all((self.sums, self.count)) if part[0] is not None]
+        if not seen:
             raise ValueError("nothing seen: call the layer inside `with Observer(layer, T):`")
-        m1, m2, n1, n2 = (self.sums / self.count[:, None, None]).unbind(1)
+        sums, count = (torch.stack(parts).sum(0) for parts in zip(*seen, strict=True))
+        m1, m2, n1, n2 = (sums / count[:, None, None]).unbind(1)
         std, out = ((b - a.square()).clamp_min(0).sqrt() for a, b in ((m1, m2), (n1, n2)))
         found = {"output_mean": _rms(n1), "output_std": _rms(out)}
         if isinstance(self.layer, ContextNorm):

@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from cnlib.files import write_atomic
+from cnlib.training import distributed
 from cnlib.training.config import Config
 
 Line = dict[str, Any]
@@ -125,6 +126,7 @@ def provenance(device: torch.device, data_checksum: str) -> dict[str, Any]:
         "platform": sys.platform,
         "device": _device_name(device),
         "threads": torch.get_num_threads(),
+        **({"processes": distributed.size()} if distributed.size() > 1 else {}),
         "data": data_checksum,
     }
 

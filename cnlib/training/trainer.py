@@ -12,7 +12,8 @@ from torch.nn import functional as F
 
 from cnlib.data import ImageData
 from cnlib.norm import ContextNorm, use_context
-from cnlib.training import checkpoint
+from cnlib.norm._arithmetic import widen
+from cnlib.training import checkpoint, distributed
 from cnlib.training.batches import Batch, Split, moments
 from cnlib.training.build import OPTIMIZERS, build_contexts, build_model
 from cnlib.training.config import Config
@@ -32,21 +33,26 @@ class Trainer:
         self.config, self.device, self.epoch = config, device, 0
         self.num_classes = len(data.classes)
         clock = time.perf_counter()
-        self.contexts = build_contexts(config, data, device) if state is None else state["contexts"]
+        self.contexts = (
+            distributed.from_leader(lambda: build_contexts(config, data, device))
+            if state is None
+            else state["contexts"]
+        )
         self.contexts_seconds = time.perf_counter() - clock
         torch.manual_seed(config.seed)
         layout = torch.channels_last if config.channels_last else torch.contiguous_format
-        self.model = build_model(config, data).to(device).to(memory_format=layout)
-        self.compiled = torch.compile(self.model) if config.compile else self.model
+        dtype = torch.float64 if config.precision == "fp64" else torch.float32
+        self.model = build_model(config, data).to(device, dtype).to(memory_format=layout)
+        self.compiled = distributed.parallel(torch.compile(self.model) if config.compile else self.model)
         self.optimizer = OPTIMIZERS[config.optimizer](self.model.parameters(), config)
         # its own generator: the order of the images is the same whatever the norm layers draw
         self.generator = torch.Generator(device).manual_seed(config.seed)
-        statistics = moments(data.train_images)
+        mean, std = (value.to(dtype) for value in moments(data.train_images))
         self.train, self.test = (
             Split(
                 getattr(data, f"{part}_images"),
                 getattr(data, f"{part}_labels"),
-                statistics,
+                (mean, std),
                 device,
                 ids=self.contexts.get(f"{part}_ids"),
                 responsibilities=self.contexts.get(f"{part}_responsibilities"),
@@ -82,7 +88,9 @@ class Trainer:
         start = time.perf_counter()
         config, meter = self.config, Meter(self.num_classes, self.device)
         self.model.train()
-        for batch in self.train.shuffled(config.batch_size, self.generator, config.flip, config.crop):
+        distributed.reseed(config.seed, self.epoch)
+        part = distributed.rank(), distributed.size()
+        for batch in self.train.shuffled(config.batch_size, self.generator, config.flip, config.crop, part):
             meter.update(*self.step(batch))
         result: dict[str, Any] = {f"train_{key}": value for key, value in meter.compute().items()}
         trained = time.perf_counter()
@@ -92,7 +100,7 @@ class Trainer:
         self.epoch += 1
         result["train_seconds"] = trained - start
         result["eval_seconds"] = time.perf_counter() - trained
-        result["images_per_second"] = sum(meter.sizes) / result["train_seconds"]
+        result["images_per_second"] = meter.count / result["train_seconds"]
         return result
 
     def step(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
@@ -100,14 +108,15 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         with self.given(batch), self.autocast():
             logits = self.compiled(batch.x)
-        loss = F.cross_entropy(logits.float(), batch.labels)
-        loss.backward()
+        loss = F.cross_entropy(widen(logits), batch.labels)
+        (loss * batch.weight).backward()
         self.optimizer.step()
         return logits, batch.labels, loss
 
     @torch.no_grad()
     def evaluate(self, inference: str = "cn") -> dict[str, Any]:
-        """Metrics on the test set, in batches of the training size: CN+ uses the moments of the batch it sees.
+        """Metrics on the test set, in batches of the training size: CN+ uses the moments of the batch it sees, so
+        processes share the set out in whole batches.
 
         Also what the first layer under test does to it, one number a context: see `Observer.summary`.
         """
@@ -118,10 +127,10 @@ class Trainer:
         meter = Meter(self.num_classes, self.device)
         layer = self.model.get_submodule(self.model.slot(self.config.placement[0]))  # type: ignore[operator]
         with Observer(layer, self.config.num_contexts if self.config.norm == "cn" else 1) as observer:
-            for batch in self.test.ordered(self.config.batch_size):
+            for batch in self.test.ordered(self.config.batch_size, (distributed.rank(), distributed.size())):
                 observer.ids = batch.ids
                 with self.given(batch), self.autocast():
-                    logits = self.model(batch.x).float()
+                    logits = widen(self.model(batch.x))
                 meter.update(logits, batch.labels, F.cross_entropy(logits, batch.labels))
         return meter.compute() | observer.summary()
 
