@@ -109,7 +109,8 @@ def throughput(
 ) -> Iterator[Row]:
     """One row for each variant of our loop: {"images_per_second", "usual_images_per_second", "speedup", ...}.
 
-    size: images an epoch. The seconds a variant took to compile, in its first epoch, are a column of their own.
+    size: images an epoch. The seconds a variant took to compile, in its first epoch,
+    are a column of their own; the compiler's cache on disk may have made them fewer.
     """
     data = pictures(size)
     config = Config(dataset="random", width=width, flip=True, batch_size=256)

@@ -7,8 +7,10 @@ import torch
 from torch import nn
 
 import benchmarks.training as bench
+from benchmarks import command
 from benchmarks.layers import kept_bytes, peak_bytes
 from cnlib.training import Config, Trainer
+from cnlib.training.records import read_lines
 
 CPU = torch.device("cpu")
 CONFIG = Config(dataset="random", width=0.0625, flip=True, batch_size=64)
@@ -66,3 +68,12 @@ def test_peak_and_kept_bytes_of_a_known_step():
 
     assert peak_bytes(step, CPU) == pytest.approx(8e6, rel=0.01)
     assert kept_bytes(lambda: (x * 2).exp(), x) == pytest.approx(4e6, rel=0.01)
+
+
+def test_a_part_writes_its_own_record(tmp_path, monkeypatch):
+    monkeypatch.setattr(command, "HERE", tmp_path / "benchmarks")
+    monkeypatch.setattr(bench, "run_cost", lambda repeats, device: [{"data": "abc", "repeats": repeats}])
+    command.main(only="cost", repeats=2)
+    (path,) = (tmp_path / "benchmarks" / "out").glob("cpu-*-threads-cost.jsonl")
+    header, row = read_lines(path)
+    assert header["provenance"]["data"] == "abc" and row == {"type": "cost", "data": "abc", "repeats": 2}

@@ -1,0 +1,107 @@
+"""Run the benchmarks, print their tables of ratios, write one record a part.
+
+    python -m benchmarks                          everything, half an hour on two cores
+    python -m benchmarks --only layers --budget 0.2
+    python -m benchmarks --only train --device cuda
+
+Records go to benchmarks/out/; ``--record`` puts them into the package instead, where the book reads them.
+"""
+
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Callable
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # before torch: its profiler logs each start and stop
+
+import torch
+import typer
+
+from cnlib.training.records import provenance, write_lines
+
+HERE = Path(__file__).parent
+PACKAGE = HERE.parent / "cnlib" / "results" / "benchmarks"
+
+
+class Part(StrEnum):
+    """What can be measured; `train` needs torchvision, `cost` CIFAR-10."""
+
+    layers = "layers"
+    mixture = "mixture"
+    train = "train"
+    cost = "cost"
+    all = "all"
+
+
+def main(
+    only: Annotated[Part, typer.Option(help="one part instead of all")] = Part.all,
+    budget: Annotated[float, typer.Option(help="layers: seconds of timing for each layer and shape")] = 1.0,
+    repeats: Annotated[int, typer.Option(help="mixture, train, cost: alternating runs, or epochs, of each")] = 5,
+    device: Annotated[str, typer.Option(help="cpu or cuda; the mixture is measured on the CPU")] = "cpu",
+    record: Annotated[bool, typer.Option(help="write into the package, for the book")] = False,
+) -> None:
+    """Every layer, the mixture, the training loop and a training run, each beside its peers in one run."""
+    parts = [part for part in Part if part != Part.all] if only == Part.all else [only]
+    given = ["--budget", str(budget), "--repeats", str(repeats), "--device", device, *["--record"] * record]
+    if len(parts) > 1:  # a process each: what one leaves behind in memory is not in the next one's numbers
+        failed = [part for part in parts if _measure_elsewhere(["--only", part, *given])]
+        raise typer.Exit(1 if failed else 0)
+    if only in (Part.layers, Part.mixture):
+        _keep_memory(["--only", only, *given])
+    at = torch.device("cpu" if only == Part.mixture else device)
+    run: dict[Part, Callable[[], tuple[str, list[dict[str, Any]]]]] = {
+        Part.layers: lambda: ("layer", _layers(budget, at)),
+        Part.mixture: lambda: ("mixture", _mixture(repeats)),
+        Part.train: lambda: ("train", _training().run_throughput(repeats, at)),
+        Part.cost: lambda: ("cost", _training().run_cost(repeats, at)),
+    }
+    kind, rows = run[only]()
+    data = rows[0].get("data", "synthetic")
+    header = {"type": "header", "provenance": provenance(at, data), "load": os.getloadavg()[0]}
+    name = f"cpu-{platform.machine()}-{torch.get_num_threads()}-threads" if at.type == "cpu" else _slug(at)
+    path = (PACKAGE if record else HERE / "out") / f"{name}-{only}.jsonl"
+    write_lines(path, [header, *({"type": kind, **row} for row in rows)])
+    print(f"recorded in {path.relative_to(HERE.parent)}")
+
+
+def _keep_memory(arguments: list[str]) -> None:
+    """Start again with freed memory kept in the process, as a GPU's caching allocator keeps it.
+
+    Otherwise what is measured, for every layer alike, is mostly the kernel clearing fresh pages: up to three times the
+    layer itself. A training run is measured as it is run, without this.
+    """
+    if sys.platform == "linux" and "MALLOC_TRIM_THRESHOLD_" not in os.environ:
+        tunables = {"MALLOC_MMAP_THRESHOLD_": "8589934592", "MALLOC_TRIM_THRESHOLD_": "34359738368"}
+        os.execve(sys.executable, [sys.executable, "-m", "benchmarks", *arguments], os.environ | tunables)
+
+
+def _measure_elsewhere(arguments: list[str]) -> int:
+    return subprocess.run([sys.executable, "-m", "benchmarks", *arguments], cwd=HERE.parent, check=False).returncode
+
+
+def _layers(budget: float, device: torch.device) -> list[dict[str, Any]]:
+    from benchmarks import layers
+
+    rows = layers.run(budget, device=device)
+    print(layers.summarize(rows))
+    return rows
+
+
+def _mixture(repeats: int) -> list[dict[str, Any]]:
+    from benchmarks import mixture
+
+    return mixture.run(repeats)
+
+
+def _training() -> Any:
+    from benchmarks import training
+
+    return training
+
+
+def _slug(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device).lower().replace(" ", "-")
