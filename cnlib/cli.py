@@ -295,7 +295,7 @@ def verify(names: Annotated[list[str], typer.Argument(help="one or more", autoco
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def bench(
     context: typer.Context,
-    part: Annotated[str, typer.Argument(help="layers, mixture, train, or all")] = "all",
+    part: Annotated[str, typer.Argument(help="layers, mixture, train, cost, or all")] = "all",
 ) -> None:
     """Measure speed and memory beside peers, in one run. Further options go to `python -m benchmarks`."""
     import cnlib

@@ -25,14 +25,13 @@ class Grid:
 class Printed:
     """How the cells of a published table are found among our runs.
 
-    models: {printed name: method}. best: the paper reloads its best checkpoint before it tests, so that the running
-    best is compared. baseline: (published table, sweep) that hold BN in the same settings; by default the table's own.
+    models: {printed name: method}. baseline: (published table, sweep) that hold BN in the same settings; by default the
+    table's own.
     meant: {(column, printed value): value}, where the print is plainly wrong.
     """
 
     sweep: str
     models: Mapping[str, str]
-    best: bool = False
     baseline: tuple[str, str] | None = None
     meant: Mapping[tuple[str, Any], Any] = field(default_factory=dict)
 

@@ -9,7 +9,7 @@ import json
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, cast
 
@@ -58,17 +58,20 @@ PORTRAITS = ("pixels, diag", "PCA 32, full", "color, full")
 @dataclass(frozen=True, kw_only=True)
 class Sizes:
     """portrait: training images of the portraits (None: all); fit: of every other fit; test: test images assigned;
-    orders: training images of the BIC curves; net: training images and epochs of the network."""
+    cells: those fitted with K = 3, two of them with every K in `counts` too; orders: training images of the BIC curves;
+    audits: whether mistakes are made and audited; net: training images and epochs of the network."""
 
     portrait: int | None
     fit: int
     test: int
     seeds: int
+    cells: tuple[str, ...] = tuple(CELLS)
     counts: tuple[int, ...]
     orders: tuple[int, ...]
     order_counts: tuple[int, ...]
     wide: int
     wide_counts: tuple[int, ...]
+    audits: bool = True
     net: tuple[int, int]
     net_seeds: int
 
@@ -84,6 +87,10 @@ PROFILES = {
         net=(8000, 4), net_seeds=3,
     ),
 }  # fmt: skip
+# the portraits in full and a few of the other fits, for a second data set
+PROFILES["short"] = replace(
+    PROFILES["reduced"], cells=PORTRAITS, counts=(), orders=(), wide_counts=(), audits=False, net_seeds=2
+)
 
 
 def portraits(source: ImageData, size: int | None, arrays: dict[str, np.ndarray]) -> Iterator[Row]:
@@ -117,7 +124,9 @@ def fits(source: ImageData, sizes: Sizes) -> Iterator[Row]:
     both = source.subset(2 * sizes.fit, sizes.test)
     first, second, test = both.train_images[::2], both.train_images[1::2], both.test_images
     measured = statistics(test)
-    for cell, k in [(cell, 3) for cell in CELLS] + [(c, k) for c in PORTRAITS[:2] for k in sizes.counts if k != 3]:
+    cells = [(cell, 3) for cell in sizes.cells]
+    cells += [(cell, k) for cell in PORTRAITS[:2] for k in sizes.counts if k != 3]
+    for cell, k in cells:
         runs = [GMMContexts(k, seed=seed, **CELLS[cell]).fit(first) for seed in range(sizes.seeds)]
         apart = GMMContexts(k, **CELLS[cell]).fit(second)
         ids = [run.assign(test).numpy() for run in runs]
@@ -227,7 +236,7 @@ def analyse(source: ImageData, profile: str) -> tuple[list[Row], dict[str, np.nd
         "portrait": lambda: portraits(source, sizes.portrait, arrays),
         "fit": lambda: fits(source, sizes),
         "order": lambda: orders(source, sizes),
-        "fault": lambda: faults(source, sizes),
+        "fault": lambda: faults(source, sizes) if sizes.audits else (),
         "explained": lambda: explained(source, sizes),
     }
     for kind, part in parts.items():
