@@ -1,4 +1,4 @@
-"""The command line: `cnlib run`, `sweep`, `report`, `data`, `bench`; each a thin layer over a function of the package."""
+"""The command line: `cnlib run`, `sweep`, `report`, `data`, `bench`; each a thin layer over a function."""
 
 from __future__ import annotations
 
