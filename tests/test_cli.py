@@ -3,9 +3,11 @@
 import csv
 import io
 import os
+import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -94,11 +96,14 @@ def test_ctrl_c_keeps_what_was_finished(tmp_path):
         pytest.skip("no SIGINT there")
     command = [sys.executable, "-m", "cnlib.cli", "run", "convnet", "--norm", "bn", "--profile", "book"]
     command += ["--set", "epochs=400", "--out", str(tmp_path), "--threads", "1"]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    # a shell's background job ignores SIGINT, and so would its children
+    restore = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    pipes = {"stderr": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    process = subprocess.Popen(command, preexec_fn=restore, **pipes)
     deadline = time.monotonic() + 120
     while not list(tmp_path.glob("*.jsonl")) and time.monotonic() < deadline:
         time.sleep(0.05)
-    process.send_signal(2)
+    process.send_signal(signal.SIGINT)
     _, error = process.communicate(timeout=120)
     assert process.returncode == 130 and "goes on from there" in error, error
     run = read(next(tmp_path.glob("*.jsonl")))

@@ -29,9 +29,10 @@ class MixtureRecord:
         return found
 
 
-def mixture_record(dataset: str, folder: Path = MIXTURES) -> MixtureRecord:
+def mixture_record(dataset: str, folder: Path | None = None) -> MixtureRecord:
     """The record of a data set in the package, or in a folder of your own. Raises ValueError where there is none, or
     where its two files come from different data."""
+    folder = folder or MIXTURES
     path = folder / f"{dataset}.jsonl"
     if not path.is_file():
         known = ", ".join(sorted(file.stem for file in folder.glob("*.jsonl"))) or "none"

@@ -45,6 +45,11 @@ def test_built_pages_have_no_dead_link_and_load_nothing_from_outside(site: Path)
     assert list(faults(site)) == []
 
 
+def test_built_pages_name_no_place_on_this_machine(site: Path) -> None:
+    here = str(Path(__file__).parents[2])
+    assert not [page.name for page in site.rglob("*.html") if here in page.read_text(encoding="utf-8")]
+
+
 def test_mathjax_lies_beside_the_pages(site: Path) -> None:
     assert (site / "_static" / "mathjax" / MATHJAX).stat().st_size > 1_000_000
 
