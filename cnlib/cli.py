@@ -195,22 +195,28 @@ def _announce(configs: Mapping[str, Any], out: Path, device: str) -> None:
 
     from cnlib.experiments import estimate, recorded
 
-    known: dict[Any, float] = {}
-    total = 0.0
+    known: dict[Any, float | str] = {}
+    total, unknown = 0.0, 0
     for name, config in configs.items():
         if recorded(config, out / f"{name}.jsonl"):
             typer.echo(f"{name}: recorded")
             continue
         kind = replace(config, seed=0, lr=1.0, weight_decay=0.0)
-        try:
-            if kind not in known:
+        if kind not in known:
+            try:
                 known[kind] = estimate(config, device)
-        except (ConnectionError, ImportError, ValueError) as error:
-            typer.echo(f"{name}: cannot be timed: {error}")
-            continue
-        total += known[kind]
-        typer.echo(f"{name}: about {clock(known[kind])}")
-    typer.echo(f"in all about {clock(total)} on {device}, fitting mixtures not counted; records would go to {out}")
+            except (ConnectionError, ImportError, ValueError) as error:
+                known[kind] = str(error)
+                typer.echo(f"error: {error}", err=True)
+        seconds = known[kind]
+        if isinstance(seconds, str):
+            unknown += 1
+            typer.echo(f"{name}: cannot be timed, see above")
+        else:
+            total += seconds
+            typer.echo(f"{name}: about {clock(seconds)}")
+    rest = f", {unknown} runs that cannot be timed" if unknown else ""
+    typer.echo(f"in all about {clock(total)} on {device}, without the mixture fits{rest}; records would go to {out}")
 
 
 def clock(seconds: float) -> str:

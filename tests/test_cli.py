@@ -85,6 +85,13 @@ def test_dry_run_names_and_times_the_cells_and_writes_nothing(tmp_path):
     assert sorted(tmp_path.iterdir()) == before
 
 
+def test_dry_run_without_the_data_says_so_once(tmp_path, monkeypatch):
+    monkeypatch.setenv("CNLIB_DATA", str(tmp_path / "nowhere"))
+    monkeypatch.setattr(data, "SOURCES", {})
+    text = cnlib("sweep", "table-1", "--profile", "reduced", "--only", "*cifar10-bn*", "--out", tmp_path, "--dry-run")
+    assert text.count("no data set 'cifar10'") == 1 and "3 runs that cannot be timed" in text
+
+
 def test_sweep_stops_in_time_and_goes_on(tmp_path):
     command = ["sweep", "table-1", "--only", "*-bn-*", "--out", tmp_path, "--threads", 1]
     assert "1 not started" in cnlib(*command, "--until", "0s", code=3)
