@@ -30,7 +30,7 @@ class Table:
 
 def tables() -> list[str]:
     """Names that `published` takes."""
-    return sorted(path.stem for path in PUBLISHED.glob("*.csv"))
+    return sorted((path.stem for path in PUBLISHED.glob("*.csv")), key=lambda name: (name[:-2], len(name), name))
 
 
 def published(name: str) -> Table:
