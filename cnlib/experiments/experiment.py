@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import itertools
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from typing import Any
@@ -99,13 +100,4 @@ def record_name(config: Config) -> str:
 
 def product(**values: tuple[Any, ...]) -> tuple[Fields, ...]:
     """All combinations, the last field changing fastest: product(dataset=("a", "b"), lr=(1e-3, 5e-3))."""
-
-    def combine(names: tuple[str, ...]) -> Iterator[dict[str, Any]]:
-        if not names:
-            yield {}
-            return
-        for value in values[names[0]]:
-            for rest in combine(names[1:]):
-                yield {names[0]: value, **rest}
-
-    return tuple(combine(tuple(values)))
+    return tuple(dict(zip(values, chosen, strict=True)) for chosen in itertools.product(*values.values()))
