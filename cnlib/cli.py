@@ -95,7 +95,7 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="print what would run, a
 @app.command()
 def run(
     name: Annotated[str, typer.Argument(help="the experiment, e.g. convnet", autocompletion=experiment_names)],
-    norm: Annotated[str, typer.Option(help="the method: bn, mn, mn-em, cn, cn-random, cn-one")] = "cn",
+    norm: Annotated[str, typer.Option(help="the method: bn, mn, mn-em, mn-random, cn, cn-random, cn-one")] = "cn",
     dataset: Annotated[str | None, typer.Option(help="see `cnlib data list`", autocompletion=data_names)] = None,
     lr: Annotated[float | None, typer.Option(help="learning rate")] = None,
     weight_decay: Annotated[float | None, typer.Option(help="on every parameter")] = None,

@@ -23,7 +23,8 @@ INK, MUTED, GRID, CARD = "#1f2328", "#57606a", "#d8d9d4", "#fafaf7"
 STYLES: dict[str, tuple[str, str, str]] = {  # method: color, line style, name
     "bn": ("#0b5c9e", "-", "BN"),
     "mn": ("#007a5a", "-", "MN"),
-    "mn-em": ("#007a5a", "--", "MN (EM)"),
+    "mn-em": ("#007a5a", "-.", "MN (EM)"),
+    "mn-random": ("#007a5a", "--", "MN, random contexts"),
     "cn": ("#b8480a", "-", "CN"),
     "cn+": ("#b8480a", "-.", "CN+"),
     "cn-random": ("#b8480a", "--", "CN, random contexts"),

@@ -88,7 +88,8 @@ def test_dry_run_names_and_times_the_cells_and_writes_nothing(tmp_path):
 def test_dry_run_without_the_data_says_so_once(tmp_path, monkeypatch):
     monkeypatch.setenv("CNLIB_DATA", str(tmp_path / "nowhere"))
     monkeypatch.setattr(data, "SOURCES", {})
-    text = cnlib("sweep", "table-1", "--profile", "reduced", "--only", "*cifar10-bn*", "--out", tmp_path, "--dry-run")
+    cells = ("--profile", "reduced", "--only", "*cifar10-bn*", "--seeds", 3)
+    text = cnlib("sweep", "table-1", *cells, "--out", tmp_path, "--dry-run")
     assert text.count("no data set 'cifar10'") == 1 and "3 runs that cannot be timed" in text
 
 

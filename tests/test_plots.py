@@ -36,7 +36,7 @@ def lab(rgb):
 def runs(methods=("bn", "cn"), seeds=3, epochs=6):
     random = np.random.default_rng(0)
     extra = {m: {"norm": m} for m in ("bn", "gn")} | {
-        m: convnet.METHODS[m] for m in ("mn", "mn-em", "cn-one", "cn-random")
+        m: convnet.METHODS[m] for m in ("mn", "mn-em", "mn-random", "cn-one", "cn-random")
     }
     extra["cn"] = {"norm": "cn", "contexts": "gmm"}
     return [
@@ -103,7 +103,7 @@ def test_convergence_of_the_error_of_chosen_methods_with_one_seed():
 
 
 def test_labels_of_curves_that_end_together_do_not_overlap():
-    methods = ("bn", "mn", "mn-em", "cn-one", "cn-random", "gn")
+    methods = ("bn", "mn", "mn-em", "mn-random", "cn-one", "cn-random", "gn")
     fig = plots.convergence([r for r in runs(methods, epochs=3)])
     fig.canvas.draw()
     names = {plots.name_of(m) for m in methods}

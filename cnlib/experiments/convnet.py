@@ -4,9 +4,9 @@
 
 The French paper replaces the third batch norm by MN or CN, and CN's encoder is one affine map of the one-hot id. The
 ICDM paper puts CN on the image ("CN-Channels"), before all layers, with an embedder, and MN in the place of the third
-batch norm. Two controls, which neither has, tell what a context is worth: `cn-random` draws contexts at random,
-`cn-one` has a single one, so that CN is a plain learned affine map. CN+ (Tables 2 and VI) is evaluated on the networks
-of CN.
+batch norm. Three controls, which neither has, tell what a context is worth: `cn-random` and `mn-random` draw contexts
+at random, `cn-one` has a single one, so that CN is a plain learned affine map (MN with one is BN). CN+ (Tables 2 and
+VI) is evaluated on the networks of CN.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ METHODS: dict[str, Fields] = {
     "bn": {"norm": "bn"},
     "mn": {"norm": "mn", "contexts": "gmm", "num_contexts": K},
     "mn-em": {"norm": "mn", "num_contexts": K},
+    "mn-random": {"norm": "mn", "contexts": "random", "num_contexts": K},
     "cn": {"norm": "cn", "contexts": "gmm", "num_contexts": K, "inference": "both"},
     "cn-random": {"norm": "cn", "contexts": "random", "num_contexts": K},
     "cn-one": {"norm": "cn", "contexts": "one", "num_contexts": 1},
@@ -32,7 +33,7 @@ PROFILES: dict[str, Fields] = {
     "reduced": {"width": 0.25, "epochs": 10, "train_size": 10240, "test_size": 2000, "flip": True},
     "paper": {"width": 1.0, "epochs": 100},
 }
-SEEDS = {"smoke": 1, "book": 3, "reduced": 3, "paper": 3}
+SEEDS = {"smoke": 1, "book": 3, "reduced": 5, "paper": 3}
 
 FRENCH: Fields = {"placement": ("conv3",), "encoder": "linear"}
 ICDM: Fields = {"placement": ("input",), "encoder": "embedder"}

@@ -29,6 +29,7 @@ def test_methods_are_bn_mn_cn_and_their_controls():
     assert {c.norm for c in chosen.values()} == {"bn", "mn", "cn"}
     assert all(c.placement == ("conv3",) and c.batch_size == 256 and c.optimizer == "rmsprop" for c in chosen.values())
     assert (chosen["cn-random"].contexts, chosen["cn-one"].num_contexts) == ("random", 1)
+    assert chosen["mn-random"].contexts == "random"
     assert chosen["mn"].contexts == chosen["cn"].contexts == "gmm" and chosen["mn-em"].contexts == "none"
     assert CONVNET.config("bn", lr=5e-3).lr == 5e-3
     with pytest.raises(ValueError, match="profile 'huge': expected one of smoke"):
@@ -77,7 +78,8 @@ def test_all_seeds_of_a_setting_come_before_the_next_setting():
         "bn-all-lr0.001-wd0.0001-s0",
         "mn-conv3-lr0.001-wd0.0001-s0",
     ]
-    assert all("cifar10-" in name for name in names[:12]) and all("cifar100-" in name for name in names[12:])
+    each = 2 * len(CONVNET.methods)
+    assert all("cifar10-" in name for name in names[:each]) and all("cifar100-" in name for name in names[each:])
     assert set(CONVNET.configs("table-2", "reduced")) < set(CONVNET.configs("table-1", "reduced"))
 
 
