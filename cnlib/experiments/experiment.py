@@ -94,7 +94,8 @@ class Experiment:
 def record_name(config: Config) -> str:
     """The name of a run's record: what tells the runs of one experiment apart."""
     placed = "+".join(config.placement) if config.norm != "bn" or config.placement != ("conv3",) else "all"
-    parts = (config.profile, config.dataset, config.method.removesuffix("+"), placed)
+    parts = [config.profile, config.dataset, config.method.removesuffix("+"), placed]
+    parts += [config.optimizer] if config.optimizer != "rmsprop" else []
     return "-".join([*parts, f"lr{config.lr:g}", f"wd{config.weight_decay:g}", f"s{config.seed}"])
 
 

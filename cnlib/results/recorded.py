@@ -47,17 +47,19 @@ def select(runs: Sequence[Run], **fields: object) -> list[Run]:
 
 
 def settings(runs: Sequence[Run]) -> dict[str, list[Run]]:
-    """{setting: runs to compare}: equal data, profile, rates and place of context norm; BN and MN stand in each.
+    """{setting: runs to compare}: equal data, profile, optimizer and place of context norm; BN and MN stand in each.
 
-    A setting reads "cifar10, CN in conv3, lr 0.001, wd 0.0001" (and the profile, where there are several).
+    A setting reads "cifar10, CN in conv3, lr 0.001, wd 0.0001"; optimizer and profile follow where there are several.
     """
-    several = len({run.label for run in runs}) > 1
+    profiles, optimizers = len({run.label for run in runs}) > 1, len({run.config.optimizer for run in runs}) > 1
     groups: dict[str, list[Run]] = {}
     for run in runs:
         c = run.config
-        same = select(runs, dataset=c.dataset, profile=c.profile, lr=c.lr, weight_decay=c.weight_decay)
-        where = f"{c.dataset}, CN in {'+'.join(c.placement)}, lr {c.lr:g}, wd {c.weight_decay:g}"
-        name = f"{where}, {c.profile}" if several else where
+        rates = {"optimizer": c.optimizer, "lr": c.lr, "weight_decay": c.weight_decay}
+        same = select(runs, dataset=c.dataset, profile=c.profile, **rates)
+        name = f"{c.dataset}, CN in {'+'.join(c.placement)}, lr {c.lr:g}, wd {c.weight_decay:g}"
+        name += f", {c.optimizer}" if optimizers else ""
+        name += f", {c.profile}" if profiles else ""
         if c.norm == "cn" and name not in groups:
             groups[name] = [
                 other for other in same if other.config.norm != "cn" or other.config.placement == c.placement

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from cnlib.experiments import EXPERIMENTS, Experiment
 from cnlib.results.papers import published, tables
 from cnlib.results.recorded import cn_plus, experiments, load
 from cnlib.results.statistics import Interval, interval, value_at
-from cnlib.training.records import Run
+from cnlib.training import Config, Run
 
+LATE = 3  # epochs whose mean stands beside the running best
 VERDICTS = {
-    "reproduced": "our interval leaves out 0 on the published side of the baseline",
-    "not reproduced": "our interval leaves out 0 on the other side",
-    "within noise": "our interval contains 0: these seeds at this size cannot tell the two apart",
-    "baseline": "what the others are compared with; at the paper's size, whether the printed value is one of ours",
+    "reproduced": "the difference from BN has the printed sign, and leaves 0 out of both its intervals: that of the "
+    "running best and that of the last three epochs. For BN, at the paper's size only: the printed value could be one "
+    "more seed of ours",
+    "not reproduced": "it leaves 0 out of both, and has the other sign. For BN: the printed value is none of ours",
+    "within noise": "one of the two intervals contains 0: these seeds at this size cannot tell the two apart",
+    "baseline": "BN, with which the others are compared, below the paper's size",
     "not yet run": "no recorded runs",
 }
 BASELINE = "BN"
@@ -30,9 +33,8 @@ class Cell:
     """One printed number. All values in percent.
 
     row: its printed coordinates. gap: printed value minus that of the baseline in the same setting, None for the
-    baseline. ours: mean and interval over seeds of the running best. The French paper reloads its best checkpoint
-    before each test, and the ICDM paper prints the same 86.9 % for BN. ours_gap: paired with the baseline on equal
-    seeds. last: of the last epoch, without a choice by the test set.
+    baseline. ours, late: mean and interval over seeds of the running best on the test images, and of the last three
+    epochs, which no test image has chosen. ours_gap, late_gap: the same less the baseline's, paired on equal seeds.
     """
 
     table: str
@@ -42,9 +44,12 @@ class Cell:
     verdict: str
     command: str
     profile: str = ""
+    epoch: str = ""  # ours, where the paper prints several: "3 of 10"
     ours: Interval | None = None
-    last: Interval | None = None
+    late: Interval | None = None
     ours_gap: Interval | None = None
+    late_gap: Interval | None = None
+    diverged: int = 0
 
     @property
     def label(self) -> str:
@@ -54,7 +59,8 @@ class Cell:
             for key, value in self.row.items()
             if isinstance(value, float) and key != "value"
         )
-        return ", ".join([f"{self.row['dataset']} {self.row['model']}", *rest])
+        coordinates = ", ".join([f"{self.row['dataset']} {self.row['model']}", *rest])
+        return f"{coordinates} (ours: {self.epoch})" if self.epoch else coordinates
 
 
 def reproduction(runs: Sequence[Run] | None = None, names: Iterable[str] | None = None) -> list[Cell]:
@@ -70,30 +76,33 @@ def reproduction(runs: Sequence[Run] | None = None, names: Iterable[str] | None 
     return cells
 
 
+HEAD = (
+    "table", "cell", "printed", "ours", "last three", "seeds",
+    "printed - BN", "ours - BN", "last three - BN", "verdict", "command",
+)  # fmt: skip
+
+
 def as_rows(cells: Sequence[Cell]) -> tuple[list[str], list[list[str]]]:
     """Heading and rows of text, to print; all values in percent or percentage points."""
-    head = [
-        "table",
-        "cell",
-        "printed",
-        "ours",
-        "last epoch",
-        "seeds",
-        "printed - BN",
-        "ours - BN",
-        "verdict",
-        "command",
-    ]
-    return head, [
+
+    def text(value: Interval | float | None, spec: str) -> str:
+        return "" if value is None else format(value, spec)
+
+    def seeds(cell: Cell) -> str:
+        counted = cell.ours_gap or cell.ours
+        return "" if counted is None else f"{counted.n}" + (f", {cell.diverged} diverged" if cell.diverged else "")
+
+    return [*HEAD], [
         [
             cell.table,
             cell.label,
-            "" if cell.published is None else f"{cell.published:.2f}",
-            "" if cell.ours is None else f"{cell.ours:.1f}",
-            "" if cell.last is None else f"{cell.last:.1f}",
-            "" if cell.ours is None else str(cell.ours.n),
-            "" if cell.gap is None else f"{cell.gap:+.2f}",
-            "" if cell.ours_gap is None else f"{cell.ours_gap:+.1f}",
+            text(cell.published, ".2f"),
+            text(cell.ours, ".1f"),
+            text(cell.late, ".1f"),
+            seeds(cell),
+            text(cell.gap, "+.2f"),
+            text(cell.ours_gap, "+.1f"),
+            text(cell.late_gap, "+.1f"),
             f"{cell.verdict} ({cell.profile})" if cell.profile else cell.verdict,
             cell.command,
         ]
@@ -102,32 +111,27 @@ def as_rows(cells: Sequence[Cell]) -> tuple[list[str], list[list[str]]]:
 
 
 class _Recorded:
-    """Finished runs, to be found by configuration."""
+    """Runs that ended, to be found by configuration, whatever their seeds."""
 
     def __init__(self, runs: Sequence[Run]) -> None:
-        finished = [run for run in runs if run.status == "finished"]
-        self.runs = {replace(run.config, inference="cn"): run for run in finished}
-        self.plus = {replace(run.config, inference="cn"): run for run in cn_plus(finished)}
+        ended = [run for run in runs if run.status != "unfinished"]
+        self.own, self.plus = self._by_setting(ended), self._by_setting(cn_plus(ended))
 
-    def values(
-        self, experiment: Experiment, sweep: str, profile: str, method: str, row: Row, best: bool = True
-    ) -> dict[int, float]:
-        """{seed: percent} in one printed setting."""
-        runs = self.plus if method.endswith("+") else self.runs
+    @staticmethod
+    def _by_setting(runs: Sequence[Run]) -> dict[Config, dict[int, Run]]:
+        found: dict[Config, dict[int, Run]] = {}
+        for run in runs:
+            found.setdefault(replace(run.config, inference="cn", seed=0), {})[run.config.seed] = run
+        return found
+
+    def find(self, experiment: Experiment, sweep: str, profile: str, method: str, row: Row) -> dict[int, Run]:
+        """{seed: run} of a method in one printed setting."""
+        runs = self.plus if method.endswith("+") else self.own
         where = {key: row[key] for key in SETTING if key in row}
-        share = row.get("epoch", 100.0)
-        assert isinstance(share, float)
-        values = {}
-        for config in experiment.configs(sweep, profile).values():
-            run = runs.get(replace(config, inference="cn"))
-            if (
-                run
-                and config.method == method.removesuffix("+")
-                and all(getattr(config, k) == v for k, v in where.items())
-            ):
-                epoch = math.ceil(config.epochs * share / 100)
-                values[config.seed] = 100 * value_at(run, f"test_{row['metric']}", epoch, best)
-        return values
+        for config in experiment.configs(sweep, profile, seeds=1).values():
+            if config.method == method.removesuffix("+") and all(getattr(config, k) == v for k, v in where.items()):
+                return runs.get(replace(config, inference="cn"), {})
+        return {}
 
 
 def _cell(name: str, row: Row, experiment: Experiment | None, recorded: _Recorded) -> Cell:
@@ -139,23 +143,60 @@ def _cell(name: str, row: Row, experiment: Experiment | None, recorded: _Recorde
     baseline_table, baseline_sweep = printed.baseline or (name, printed.sweep)
     row = {key: printed.meant.get((key, entry), entry) for key, entry in row.items()}
     gap = _gap(value, row, baseline_table)
-    method = printed.models[str(row["model"])]
     for profile in reversed([*experiment.profiles]):
-        ours = recorded.values(experiment, printed.sweep, profile, method, row)
+        runs = recorded.find(experiment, printed.sweep, profile, printed.models[str(row["model"])], row)
+        ours, late = _percent(runs, row, best=True), _percent(runs, row, last=LATE)
         if not ours:
             continue
-        mean, difference = interval(list(ours.values())), None
-        last = recorded.values(experiment, printed.sweep, profile, method, row, best=False)
-        if gap is None:
-            verdict = _baseline_verdict(value, mean, profile)
-        else:
-            bn = recorded.values(experiment, baseline_sweep, profile, "bn", row)
-            paired = [ours[seed] - bn[seed] for seed in ours if seed in bn]
-            difference = interval(paired) if paired else None
-            verdict = _verdict(gap, difference)
-        command = f"cnlib sweep {printed.sweep} --profile {profile}"
-        return Cell(name, row, value, gap, verdict, command, profile, mean, interval(list(last.values())), difference)
+        best = interval([*ours.values()])
+        bn = {} if gap is None else recorded.find(experiment, baseline_sweep, profile, "bn", row)
+        differences = (
+            _difference(ours, _percent(bn, row, best=True)),
+            _difference(late, _percent(bn, row, last=LATE)),
+        )
+        verdict = _baseline_verdict(value, best, profile) if gap is None else _verdict(gap, *differences)
+        return Cell(
+            name,
+            row,
+            value,
+            gap,
+            verdict,
+            f"cnlib sweep {printed.sweep} --profile {profile}",
+            profile,
+            _share(next(iter(runs.values())).config, row),
+            best,
+            interval([*late.values()]),
+            *differences,
+            diverged=len(runs) - len(ours),
+        )
     return Cell(name, row, value, gap, "not yet run", f"cnlib sweep {printed.sweep} --profile paper --device cuda")
+
+
+def _epoch(config: Config, row: Row) -> int:
+    """The epoch of ours that stands for the printed one, which is of 100: the same share, rounded up."""
+    share = row.get("epoch", 100.0)
+    assert isinstance(share, float)
+    return math.ceil(config.epochs * share / 100)
+
+
+def _share(config: Config, row: Row) -> str:
+    epoch = _epoch(config, row)
+    return f"{epoch} of {config.epochs}" if epoch < config.epochs else ""
+
+
+def _percent(runs: Mapping[int, Run], row: Row, best: bool = False, last: int = 1) -> dict[int, float]:
+    """{seed: percent} of the runs that did not diverge."""
+    values = {}
+    for seed, run in runs.items():
+        if run.status == "finished":
+            epoch = _epoch(run.config, row)
+            values[seed] = 100 * value_at(run, f"test_{row['metric']}", epoch, best, min(last, epoch))
+    return values
+
+
+def _difference(ours: Mapping[int, float], baseline: Mapping[int, float]) -> Interval | None:
+    paired = [ours[seed] - baseline[seed] for seed in ours if seed in baseline]
+    return interval(paired) if paired else None
 
 
 def _gap(value: float | None, row: Row, table: str) -> float | None:
@@ -172,12 +213,13 @@ def _gap(value: float | None, row: Row, table: str) -> float | None:
     return value - fits[-1]  # Table 2 prints no epoch: the last of Table 1
 
 
-def _verdict(gap: float, ours: Interval | None) -> str:
-    if ours is None:
+def _verdict(gap: float, *ours: Interval | None) -> str:
+    known = [difference for difference in ours if difference is not None]
+    if len(known) < len(ours):
         return "not yet run"
-    if ours.contains_zero:
+    if any(difference.contains_zero for difference in known) or len({d.mean > 0 for d in known}) > 1:
         return "within noise"
-    return "reproduced" if (ours.mean > 0) == (gap > 0) else "not reproduced"
+    return "reproduced" if (known[0].mean > 0) == (gap > 0) else "not reproduced"
 
 
 def _baseline_verdict(value: float | None, ours: Interval, profile: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -60,41 +61,55 @@ def interval(values: Sequence[float] | np.ndarray) -> Interval:
     return Interval(float(x.mean()), float(t * x.std(ddof=1) / math.sqrt(len(x))), len(x))
 
 
-def _values(runs: Sequence[Run], metric: str, epoch: int | None, best: bool) -> dict[str, dict[int, float]]:
-    """{method: {seed: value}} at `epoch` (None: the last), or the best up to it."""
+def value_at(run: Run, metric: str, epoch: int | None = None, best: bool = False, last: int = 1) -> float:
+    """A run's metric at `epoch` (None: the last). best: the best up to it; last: the mean of so many epochs up to it.
+
+    Raises ValueError where the run has fewer epochs.
+    """
+    if best and last != 1:
+        raise ValueError(f"best=True with last={last}: expected one of them, the running best or a mean of epochs")
+    curve = run.curve(metric)[:epoch]
+    if len(curve) < max(epoch or 1, last):
+        raise ValueError(f"{run.name} has {len(curve)} epochs ({run.status}), not {max(epoch or 1, last)}")
+    if not best:
+        return float(curve[-last:].mean())
+    return float((np.nanmin if metric.endswith("loss") else np.nanmax)(curve))
+
+
+def _values(runs: Sequence[Run], metric: str, *how: Any) -> dict[str, dict[int, float]]:
+    """{method: {seed: value}}"""
     return {
-        method: {seed: value_at(run, metric, epoch, best) for seed, run in seeds.items()}
+        method: {seed: value_at(run, metric, *how) for seed, run in seeds.items()}
         for method, seeds in by_method(runs).items()
     }
 
 
-def value_at(run: Run, metric: str, epoch: int | None = None, best: bool = False) -> float:
-    """A run's metric at `epoch` (None: the last), or the best up to it. Raises ValueError where it has fewer epochs."""
-    curve = run.curve(metric)[:epoch]
-    if not len(curve) or (epoch is not None and len(curve) < epoch):
-        raise ValueError(f"{run.name} has {len(curve)} epochs ({run.status}), not {epoch or 'one'}")
-    if not best:
-        return float(curve[-1])
-    return float((np.nanmin if metric.endswith("loss") else np.nanmax)(curve))
-
-
-def final(runs: Sequence[Run], metric: str, epoch: int | None = None, best: bool = False) -> dict[str, Interval]:
+def final(
+    runs: Sequence[Run], metric: str, epoch: int | None = None, best: bool = False, last: int = 1
+) -> dict[str, Interval]:
     """{method: mean and interval over seeds} of a metric at `epoch` (None: the last).
 
-    best: the running best up to there (of a loss: the least), as the papers report; it is optimistic, because it picks
-    an epoch by the test set.
+    best: the running best up to there (of a loss: the least); on the test set it is optimistic, because it picks an
+    epoch by the images it is judged on. last: the mean of so many epochs up to there, which nothing has chosen.
     """
-    return {name: interval(list(seeds.values())) for name, seeds in _values(runs, metric, epoch, best).items()}
+    return {name: interval(list(seeds.values())) for name, seeds in _values(runs, metric, epoch, best, last).items()}
 
 
 def paired(
-    runs: Sequence[Run], first: str, second: str, metric: str, epoch: int | None = None, best: bool = False
+    runs: Sequence[Run],
+    first: str,
+    second: str,
+    metric: str,
+    epoch: int | None = None,
+    best: bool = False,
+    last: int = 1,
 ) -> Interval:
-    """Mean and interval of (first - second) over the seeds both methods have.
+    """Mean and interval of (first - second) over the seeds both methods have; epoch, best and last as in `final`.
 
-    Equal seeds share weights and image order, so that the difference is less noisy than the two means.
+    Equal seeds share the initial weights and the order of the images. What these have in common cancels; in a network
+    that soon forgets them, pairing gains little. The interval covers seeds only, not other training or test images.
     """
-    values = _values([run for run in runs if run.config.method in (first, second)], metric, epoch, best)
+    values = _values([run for run in runs if run.config.method in (first, second)], metric, epoch, best, last)
     if missing := {first, second} - set(values):
         known = ", ".join(dict.fromkeys(run.config.method for run in runs))
         raise ValueError(f"no runs of {', '.join(sorted(missing))}: there are {known}")

@@ -50,7 +50,34 @@ def test_the_verdict_is_on_the_difference_from_bn_on_equal_seeds(cn, verdict):
     assert one(cells, dataset="cifar10", model="MN", epoch=100).verdict == "not yet run"
 
 
-def test_the_running_best_counts_and_the_last_epoch_stands_beside_it():
+@pytest.mark.parametrize("end, verdict", [((0.0, 0.0, 0.0), "reproduced"), ((-0.9, 0.0, 0.6), "within noise")])
+def test_a_verdict_needs_the_running_best_and_the_last_epochs(end, verdict):
+    cn = seeds("cn", 0.62, 0.63, 0.61)
+    for seed, change in enumerate(end):
+        cn[seed].epochs["test_accuracy"][-1] += change
+    cell = one(
+        results.reproduction(seeds("bn", 0.52, 0.53, 0.51) + cn, ["french_table_1"]),
+        dataset="cifar10", model="CN", epoch=100,
+    )  # fmt: skip
+    assert (cell.verdict, cell.late_gap.contains_zero) == (verdict, verdict == "within noise")
+    early = one(results.reproduction(cn, ["french_table_1"]), dataset="cifar10", model="CN", epoch=25)
+    assert early.label == "cifar10 CN, epoch 25 (ours: 3 of 10)" and cell.label == "cifar10 CN, epoch 100"
+
+
+def test_runs_that_diverged_are_left_out_and_counted():
+    bad = replace(run("bn", 0.1, seed=3), status="diverged")
+    cells = results.reproduction([*seeds("bn", 0.5, 0.5), bad], ["french_table_1"])
+    cell = one(cells, dataset="cifar10", model="BN", epoch=100)
+    assert cell.ours.n == 2 and cell.diverged == 1 and "2, 1 diverged" in results.as_rows([cell])[1][0]
+
+
+def test_every_recorded_seed_counts_also_beyond_the_profiles_number():
+    accuracies = np.linspace(0.5, 0.6, CONVNET.seeds["reduced"] + 4)
+    cells = results.reproduction(seeds("bn", *accuracies), ["french_table_1"])
+    assert one(cells, dataset="cifar10", model="BN", epoch=100).ours.n == len(accuracies)
+
+
+def test_the_running_best_and_the_last_three_epochs_stand_side_by_side():
     icdm = {"placement": ("input",), "encoder": "embedder"}
     runs = seeds("bn", 0.5, 0.5) + seeds("cn", 0.6, 0.6) + seeds("cn", 0.7, 0.7, **icdm)
     cells = results.reproduction(runs)
@@ -58,9 +85,9 @@ def test_the_running_best_counts_and_the_last_epoch_stands_beside_it():
     plus = one([c for c in cells if c.table == "french_table_2"], dataset="cifar10", model="CN+")
     rate = {"lr": 0.001, "weight_decay": 1e-4}
     fifth = one([c for c in cells if c.table == "icdm_table_5"], dataset="cifar10", model="CN", **rate)
-    assert french.ours.mean == pytest.approx(60) and french.last.mean == pytest.approx(50)
+    assert french.ours.mean == pytest.approx(60) and french.late.mean == pytest.approx(60 - 10 / 3)
     assert plus.ours.mean == pytest.approx(30) and plus.gap == pytest.approx(88.09 - 86.90)
-    assert fifth.ours.mean == pytest.approx(70) and fifth.last.mean == pytest.approx(60)  # CN on the image
+    assert fifth.ours.mean == pytest.approx(70) and fifth.late.mean == pytest.approx(70 - 10 / 3)  # CN on the image
 
 
 def test_the_largest_profile_counts_and_a_baseline_is_judged_at_the_papers_size():
@@ -91,5 +118,5 @@ def test_rows_of_text():
     assert all(len(row) == len(head) for row in rows)
     row = dict(zip(head, rows[11], strict=True))
     assert row["cell"] == "cifar10 CN, epoch 100" and row["printed - BN"] == "+0.21"
-    assert row["ours - BN"] == "+10.0 ± 0.0" and row["last epoch"] == "55.0 ± 63.5"
+    assert row["ours - BN"] == "+10.0 ± 0.0" and row["last three"] == "61.7 ± 63.5"
     assert row["verdict"] == "reproduced (reduced)"

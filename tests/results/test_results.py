@@ -78,6 +78,10 @@ def test_settings_put_bn_beside_each_place_of_cn():
         "digits, CN in input, lr 0.001, wd 0.0001": [0, 2],
         "digits, CN in conv3, lr 0.005, wd 0.0001": [3, 4],
     }
+    runs = [run(), run("cn"), run(optimizer="adamw"), run("cn", optimizer="adamw")]
+    assert [*results.settings(runs)] == [
+        f"digits, CN in conv3, lr 0.001, wd 0.0001, {name}" for name in ("rmsprop", "adamw")
+    ]
 
 
 def test_intervals_are_scipys():
@@ -110,6 +114,13 @@ def test_final_last_best_and_at_an_epoch():
     assert results.final(runs, "test_accuracy", best=True)["bn"].mean == pytest.approx(0.55)
     assert results.final(runs, "test_accuracy", epoch=2)["bn"].mean == pytest.approx(0.4)
     assert results.final(runs, "test_loss", best=True)["cn"].mean == pytest.approx(0.1)
+    assert results.final(runs, "test_accuracy", last=2)["cn"].mean == pytest.approx(0.75)
+    assert results.final(runs, "test_accuracy", epoch=2, last=2)["cn"].mean == pytest.approx(0.85)
+    assert results.paired(runs, "cn", "bn", "test_accuracy", last=3).n == 1
+    with pytest.raises(ValueError, match="has 3 epochs .*not 4"):
+        results.final(runs, "test_accuracy", last=4)
+    with pytest.raises(ValueError, match="best=True with last=3"):
+        results.final(runs, "test_accuracy", best=True, last=3)
     with pytest.raises(ValueError, match="has 3 epochs"):
         results.final(runs, "test_accuracy", epoch=4)
     with pytest.raises(ValueError, match="both 'bn' with seed 0 .lr: 0.005, not 0.001"):
