@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cnlib.results import Interval, by_method, interval
+from cnlib.results import Difference, Interval, by_method, interval
 from cnlib.training.records import Run
 
 if TYPE_CHECKING:
@@ -222,6 +222,39 @@ def intervals(
     if reference:
         ax.plot([], [], "D", markerfacecolor="none", color=INK, label="published")
         ax.legend(loc="lower right", bbox_to_anchor=(1, 1), fontsize=9, borderpad=0)
+    return fig
+
+
+def differences(values: Mapping[str, Difference], label: str, ax: Axes | None = None, legend: bool = True) -> Figure:
+    """One row a difference between methods, in percentage points: filled the running best, open the last three epochs.
+
+    A row is dark where both leave zero out on one side, grey where they do not. label: of the axis. legend: what the
+    two marks are; one panel of several needs it.
+    """
+    fig, ax = _axes(ax, height=0.9 + 0.5 * len(values))
+    marks = (("running best", "o", -0.16, 8.5), ("last three epochs", "D", 0.2, 8.0))
+    for row, value in enumerate(values.values()):
+        ink = INK if value.shown else MUTED
+        for (_, marker, shift, size), part in zip(marks, (value.best, value.late), strict=True):
+            mean, half = 100 * part.mean, 0.0 if np.isnan(part.half) else 100 * part.half
+            ax.errorbar(
+                mean, row + shift, xerr=half, color=ink, fmt=marker, markersize=5, capsize=3, elinewidth=1.5,
+                markerfacecolor=ink if marker == "o" else CARD, alpha=1 if value.shown else 0.75,
+            )  # fmt: skip
+            text = f"{mean:+z.1f} ± {half:.1f}" if part.n > 1 else f"{mean:+z.1f}"
+            ax.annotate(
+                text, (1.01, row + shift), xycoords=("axes fraction", "data"), va="center", fontsize=size, color=ink
+            )
+    ax.set_yticks(range(len(values)), list(values), fontsize=9)
+    for tick, value in zip(ax.get_yticklabels(), values.values(), strict=True):
+        tick.set_color(INK if value.shown else MUTED)
+    ax.set_ylim(len(values) - 0.5, -0.5)
+    ax.grid(False, axis="y")
+    ax.axvline(0, color=MUTED, linewidth=1)
+    ax.set_xlabel(label)
+    if legend:
+        key = f"\u25cf {marks[0][0]}\n\u25c7 {marks[1][0]}"
+        ax.annotate(key, (1.01, 1), xycoords="axes fraction", va="bottom", fontsize=8, color=MUTED)
     return fig
 
 

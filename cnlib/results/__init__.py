@@ -2,7 +2,7 @@
 
 runs = cnlib.results.load("convnet")                       # recorded runs of an experiment
 summary = cnlib.results.final(runs, "test_accuracy")       # {"bn": Interval, "cn": ...} over seeds
-cnlib.results.paired(runs, "cn", "cn-random", "test_accuracy")
+cnlib.results.difference(runs, "cn", "cn-random")          # running best and last epochs, paired; shown or not
 cnlib.results.published("icdm_table_5").rows
 cnlib.results.reproduction(runs)                           # every published number beside ours, with a verdict
 """
@@ -12,17 +12,19 @@ from cnlib.results.mixtures import MixtureRecord, mixture_record
 from cnlib.results.papers import Table, published, tables
 from cnlib.results.recorded import by_method, cn_plus, experiments, load, select, settings, to_frame
 from cnlib.results.reproduction import VERDICTS, Cell, as_rows, reproduction
-from cnlib.results.statistics import Interval, final, interval, paired
+from cnlib.results.statistics import Difference, Interval, difference, final, interval, paired
 
 __all__ = [
     "VERDICTS",
     "Cell",
+    "Difference",
     "Interval",
     "MixtureRecord",
     "Table",
     "as_rows",
     "by_method",
     "cn_plus",
+    "difference",
     "experiments",
     "final",
     "interval",

@@ -9,10 +9,9 @@ from dataclasses import dataclass, replace
 from cnlib.experiments import EXPERIMENTS, Experiment
 from cnlib.results.papers import published, tables
 from cnlib.results.recorded import cn_plus, experiments, load
-from cnlib.results.statistics import Interval, interval, value_at
+from cnlib.results.statistics import LATE, Difference, Interval, interval, value_at
 from cnlib.training import Config, Run
 
-LATE = 3  # epochs whose mean stands beside the running best
 VERDICTS = {
     "reproduced": "the difference from BN has the printed sign, and leaves 0 out of both its intervals: that of the "
     "running best and that of the last three epochs. For BN, at the paper's size only: the printed value could be one "
@@ -34,7 +33,7 @@ class Cell:
 
     row: its printed coordinates. gap: printed value minus that of the baseline in the same setting, None for the
     baseline. ours, late: mean and interval over seeds of the running best on the test images, and of the last three
-    epochs, which no test image has chosen. ours_gap, late_gap: the same less the baseline's, paired on equal seeds.
+    epochs, which no test image has chosen. ours_gap: the same less the baseline's, paired on equal seeds.
     """
 
     table: str
@@ -47,8 +46,7 @@ class Cell:
     epoch: str = ""  # ours, where the paper prints several: "3 of 10"
     ours: Interval | None = None
     late: Interval | None = None
-    ours_gap: Interval | None = None
-    late_gap: Interval | None = None
+    ours_gap: Difference | None = None
     diverged: int = 0
 
     @property
@@ -89,7 +87,7 @@ def as_rows(cells: Sequence[Cell]) -> tuple[list[str], list[list[str]]]:
         return "" if value is None else format(value, spec)
 
     def seeds(cell: Cell) -> str:
-        counted = cell.ours_gap or cell.ours
+        counted = cell.ours_gap.best if cell.ours_gap else cell.ours
         return "" if counted is None else f"{counted.n}" + (f", {cell.diverged} diverged" if cell.diverged else "")
 
     return [*HEAD], [
@@ -101,8 +99,8 @@ def as_rows(cells: Sequence[Cell]) -> tuple[list[str], list[list[str]]]:
             text(cell.late, ".1f"),
             seeds(cell),
             text(cell.gap, "+.2f"),
-            text(cell.ours_gap, "+.1f"),
-            text(cell.late_gap, "+.1f"),
+            text(cell.ours_gap.best if cell.ours_gap else None, "+.1f"),
+            text(cell.ours_gap.late if cell.ours_gap else None, "+.1f"),
             f"{cell.verdict} ({cell.profile})" if cell.profile else cell.verdict,
             cell.command,
         ]
@@ -150,23 +148,19 @@ def _cell(name: str, row: Row, experiment: Experiment | None, recorded: _Recorde
             continue
         best = interval([*ours.values()])
         bn = {} if gap is None else recorded.find(experiment, baseline_sweep, profile, "bn", row)
-        differences = (
-            _difference(ours, _percent(bn, row, best=True)),
-            _difference(late, _percent(bn, row, last=LATE)),
-        )
-        verdict = _baseline_verdict(value, best, profile) if gap is None else _verdict(gap, *differences)
+        difference = _difference(runs, bn, row)
         return Cell(
             name,
             row,
             value,
             gap,
-            verdict,
+            _baseline_verdict(value, best, profile) if gap is None else _verdict(gap, difference),
             f"cnlib sweep {printed.sweep} --profile {profile}",
             profile,
             _share(next(iter(runs.values())).config, row),
             best,
             interval([*late.values()]),
-            *differences,
+            difference,
             diverged=len(runs) - len(ours),
         )
     return Cell(name, row, value, gap, "not yet run", f"cnlib sweep {printed.sweep} --profile paper --device cuda")
@@ -194,9 +188,12 @@ def _percent(runs: Mapping[int, Run], row: Row, best: bool = False, last: int = 
     return values
 
 
-def _difference(ours: Mapping[int, float], baseline: Mapping[int, float]) -> Interval | None:
-    paired = [ours[seed] - baseline[seed] for seed in ours if seed in baseline]
-    return interval(paired) if paired else None
+def _difference(runs: Mapping[int, Run], bn: Mapping[int, Run], row: Row) -> Difference | None:
+    def paired(best: bool = False, last: int = 1) -> list[float]:
+        ours, theirs = _percent(runs, row, best, last), _percent(bn, row, best, last)
+        return [ours[seed] - theirs[seed] for seed in ours if seed in theirs]
+
+    return Difference(interval(best), interval(paired(last=LATE))) if (best := paired(best=True)) else None
 
 
 def _gap(value: float | None, row: Row, table: str) -> float | None:
@@ -213,13 +210,12 @@ def _gap(value: float | None, row: Row, table: str) -> float | None:
     return value - fits[-1]  # Table 2 prints no epoch: the last of Table 1
 
 
-def _verdict(gap: float, *ours: Interval | None) -> str:
-    known = [difference for difference in ours if difference is not None]
-    if len(known) < len(ours):
+def _verdict(gap: float, ours: Difference | None) -> str:
+    if ours is None:
         return "not yet run"
-    if any(difference.contains_zero for difference in known) or len({d.mean > 0 for d in known}) > 1:
+    if not ours.shown:
         return "within noise"
-    return "reproduced" if (known[0].mean > 0) == (gap > 0) else "not reproduced"
+    return "reproduced" if (ours.best.mean > 0) == (gap > 0) else "not reproduced"
 
 
 def _baseline_verdict(value: float | None, ours: Interval, profile: str) -> str:

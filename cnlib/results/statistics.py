@@ -20,6 +20,9 @@ T975 = (
 )  # fmt: skip
 
 
+LATE = 3  # epochs whose mean stands beside the running best
+
+
 @dataclass(frozen=True)
 class Interval:
     """mean, plus or minus `half` (95 %, Student's t; NaN for a single value), of n values."""
@@ -44,7 +47,7 @@ class Interval:
     def __format__(self, spec: str) -> str:
         """f"{interval:.2f}" -> "71.20 ± 0.35"; with % -> "71.20 ± 0.35 %"; with + the mean has its sign."""
         scale, spec, unit = (100, spec[:-1] + "f", " %") if spec.endswith("%") else (1, spec, "")
-        text = format(self.mean * scale, spec)
+        text = format(self.mean * scale, spec.replace(".", "z.", 1))  # no "-0.0"
         half = format(self.half * scale, spec.removeprefix("+"))
         return f"{text} ± {half}{unit}" if self.n > 1 else f"{text}{unit} (one seed)"
 
@@ -117,3 +120,25 @@ def paired(
     if not seeds:
         raise ValueError(f"{first} and {second} have no seed in common")
     return interval([values[first][seed] - values[second][seed] for seed in seeds])
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One method less another, in two readings of the same runs: the running best, which is the kind of number that
+    papers print, and the mean of the last three epochs, which nothing has chosen."""
+
+    best: Interval
+    late: Interval
+
+    @property
+    def shown(self) -> bool:
+        """Whether both intervals leave zero out, on one side."""
+        return min(self.best.low, self.late.low) > 0 or max(self.best.high, self.late.high) < 0
+
+    def __format__(self, spec: str) -> str:
+        return f"{format(self.best, spec)} and {format(self.late, spec)}"
+
+
+def difference(runs: Sequence[Run], first: str, second: str, metric: str = "test_accuracy") -> Difference:
+    """(first - second), paired over the seeds both methods have."""
+    return Difference(paired(runs, first, second, metric, best=True), paired(runs, first, second, metric, last=LATE))

@@ -129,6 +129,15 @@ def test_final_last_best_and_at_an_epoch():
         results.final([run(accuracies=())], "test_accuracy")
 
 
+@pytest.mark.parametrize("last, shown", [(0.5, True), (-0.2, False), (-2.0, False)])
+def test_a_difference_is_shown_if_the_best_and_the_last_epochs_leave_zero_out_on_one_side(last, shown):
+    gains = [(0.6, 0.5, last + e) for e in (-0.1, 0.0, 0.1)]
+    runs = [run("cn", s, a) for s, a in enumerate(gains)] + [run("bn", s, (0.3, 0.3, 0.3)) for s in range(3)]
+    found = results.difference(runs, "cn", "bn")
+    assert found.shown == shown and found.best.low > 0
+    assert f"{found:+.1%}".startswith("+30.0 ± 0.0 % and ")
+
+
 def test_pairing_uses_equal_seeds_only():
     runs = [run("cn", s, (a,)) for s, a in ((0, 0.5), (1, 0.9), (2, 0.7))]
     runs += [run("bn", s, (a,)) for s, a in ((2, 0.6), (0, 0.4), (3, 0.0))]
