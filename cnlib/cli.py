@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import ast
 import csv
+import io
 import re
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import fields
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from cnlib.results import Cell
 
 HELP = """Batch, mixture and context normalization: rerun the published experiments, and compare.
 
@@ -22,6 +26,7 @@ Exit codes: 0 done; 1 something failed (a run, a check, a download); 2 wrong usa
 the next call; 130 interrupted. Whatever was finished is kept: the same command goes on from there.
 """
 FAILED, UNFINISHED, INTERRUPTED = 1, 3, 130
+DEVICES = ("cpu", "cuda", "mps")
 
 app = typer.Typer(
     name="cnlib", help=HELP, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="markdown"
@@ -83,8 +88,11 @@ Profile = Annotated[
     str, typer.Option(help="sizes: smoke (seconds), book (digits), reduced (CPU), paper (as published)")
 ]
 Device = Annotated[str, typer.Option(help="cpu, cuda or mps")]
-Threads = Annotated[int, typer.Option(help="of the CPU, for each process; sums depend on it in the last bit")]
-Out = Annotated[Path | None, typer.Option(help="folder of the records; default runs/EXPERIMENT", show_default=False)]
+Threads = Annotated[int, typer.Option(min=1, help="of the CPU, for each process; sums depend on it in the last bit")]
+Out = Annotated[
+    Path | None,
+    typer.Option(file_okay=False, help="folder of the records; default runs/EXPERIMENT", show_default=False),
+]
 Until = Annotated[
     float | None,
     typer.Option(parser=duration, metavar="TIME", help="stop in time, at the end of an epoch: 90s, 8min, 2h"),
@@ -95,12 +103,16 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="print what would run, a
 @app.command()
 def run(
     name: Annotated[str, typer.Argument(help="the experiment, e.g. convnet", autocompletion=experiment_names)],
-    norm: Annotated[str, typer.Option(help="the method: bn, mn, mn-em, mn-random, cn, cn-random, cn-one")] = "cn",
+    norm: Annotated[
+        str, typer.Option(help="the method, e.g. bn; a name it has not lists those of the experiment")
+    ] = "cn",
     dataset: Annotated[str | None, typer.Option(help="see `cnlib data list`", autocompletion=data_names)] = None,
     lr: Annotated[float | None, typer.Option(help="learning rate")] = None,
     weight_decay: Annotated[float | None, typer.Option(help="on every parameter")] = None,
-    placement: Annotated[str | None, typer.Option(help="slots of the layer: conv3, input, or conv2,conv3")] = None,
-    seed: Annotated[int, typer.Option(help="of weights, order of images, augmentation and contexts")] = 0,
+    placement: Annotated[
+        str | None, typer.Option(help="slots of the model that get the layer: one, or several as in conv2,conv3")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="of weights, order of images, augmentation and contexts")] = 0,
     profile: Profile = "smoke",
     changes: Annotated[
         list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="any field of the configuration; repeat")
@@ -117,7 +129,7 @@ def run(
 
     cnlib run convnet --norm cn --dataset cifar10 --lr 1e-3 --seed 0 --profile paper --device cuda
     """
-    from cnlib.experiments import EXPERIMENTS, record_name
+    from cnlib.experiments import EXPERIMENTS
 
     if name not in EXPERIMENTS:
         raise typer.BadParameter(f"{name!r}: expected one of {', '.join(EXPERIMENTS)}", param_hint="NAME")
@@ -128,14 +140,14 @@ def run(
         config = EXPERIMENTS[name].config(norm, seed, profile, **given)
     except (TypeError, ValueError) as error:
         raise typer.BadParameter(str(error)) from error
-    _run({record_name(config): config}, out or Path("runs", name), device, threads, until, dry_run)
+    _run({EXPERIMENTS[name].record_name(config): config}, out or Path("runs", name), device, threads, until, dry_run)
 
 
 @app.command()
 def sweep(
     table: Annotated[str, typer.Argument(help="the sweep, e.g. table-v", autocompletion=sweep_names)],
     profile: Profile = "smoke",
-    seeds: Annotated[int | None, typer.Option(help="how many; by default the profile's own number")] = None,
+    seeds: Annotated[int | None, typer.Option(min=1, help="how many; by default the profile's own number")] = None,
     only: Annotated[str, typer.Option(help="pattern of record names, e.g. '*cifar100*'")] = "*",
     device: Device = "cpu",
     threads: Threads = 2,
@@ -168,6 +180,8 @@ def _run(configs: Mapping[str, Any], out: Path, device: str, threads: int, until
     from cnlib import experiments
     from cnlib.training import distributed
 
+    if device.partition(":")[0] not in DEVICES:
+        raise typer.BadParameter(f"{device!r}: expected one of {', '.join(DEVICES)}", param_hint="--device")
     try:
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as error:
@@ -193,23 +207,30 @@ def _announce(configs: Mapping[str, Any], out: Path, device: str) -> None:
     """What a sweep would do. Runs that differ in seed and rates alone take equally long: one of them is timed."""
     from dataclasses import replace
 
-    from cnlib.experiments import estimate, recorded
+    from cnlib import data
+    from cnlib.experiments.sweep import EXPLAINED, estimate, once, recorded
 
-    known: dict[Any, float | str] = {}
+    load, known, said = once(data.load), dict[Any, float | None](), set[str]()
     total, unknown = 0.0, 0
     for name, config in configs.items():
-        if recorded(config, out / f"{name}.jsonl"):
-            typer.echo(f"{name}: recorded")
+        try:
+            if recorded(config, out / f"{name}.jsonl"):
+                typer.echo(f"{name}: recorded")
+                continue
+        except EXPLAINED as error:
+            typer.echo(f"{name}: would fail: {error}")
             continue
         kind = replace(config, seed=0, lr=1.0, weight_decay=0.0)
         if kind not in known:
             try:
-                known[kind] = estimate(config, device)
-            except (ConnectionError, ImportError, ValueError) as error:
-                known[kind] = str(error)
-                typer.echo(f"error: {error}", err=True)
+                known[kind] = estimate(config, device, load(config.dataset))
+            except EXPLAINED as error:
+                known[kind] = None
+                if str(error) not in said:
+                    typer.echo(f"error: {error}", err=True)
+                said.add(str(error))
         seconds = known[kind]
-        if isinstance(seconds, str):
+        if seconds is None:
             unknown += 1
             typer.echo(f"{name}: cannot be timed, see above")
         else:
@@ -243,8 +264,11 @@ def report(
         raise typer.BadParameter(str(error)) from error
     head, rows = results.as_rows(cells)
     if form is Format.csv:
-        writer = csv.writer(sys.stdout, lineterminator="\n")
-        writer.writerows([head, *rows])
+        text = io.StringIO()
+        writer = csv.DictWriter(text, _numbers(cells[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(map(_numbers, cells))
+        typer.echo(text.getvalue(), nl=False)
     elif form is Format.markdown:
         for row in (head, ["---"] * len(head), *rows):
             typer.echo("| " + " | ".join(row) + " |")
@@ -255,12 +279,36 @@ def report(
     typer.echo(", ".join(f"{n} {verdict}" for verdict, n in Counter(cell.verdict for cell in cells).items()), err=True)
 
 
+def _numbers(cell: Cell) -> dict[str, object]:
+    """A cell with a number, or nothing, in each column; in percent and percentage points."""
+    gap = cell.ours_gap
+    row: dict[str, object] = {
+        "table": cell.table,
+        "cell": cell.label,
+        "printed": cell.published,
+        "printed_minus_bn": cell.gap,
+    }
+    for name, value in (
+        ("ours", cell.ours),
+        ("last_three", cell.late),
+        ("ours_minus_bn", gap.best if gap else None),
+        ("last_three_minus_bn", gap.late if gap else None),
+    ):
+        row[f"{name}_mean"] = value.mean if value else None
+        row[f"{name}_half"] = value.half if value and value.n > 1 else None  # a single value has no interval
+        row[f"{name}_n"] = value.n if value else None
+    return row | {"diverged": cell.diverged, "verdict": cell.verdict, "profile": cell.profile, "command": cell.command}
+
+
 @data_app.command("list")
 def list_data() -> None:
     """The data sets that can be named, and which of them are here."""
     from cnlib import data
 
-    typer.echo(f"in {data.root()} (set CNLIB_DATA for another place)")
+    try:
+        typer.echo(f"in {data.root()} (set CNLIB_DATA for another place)")
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
     for name in data.names():
         here = name == "digits" or (data.root() / name).is_dir()
         typer.echo(f"{name:<20}{'here' if here else 'to be fetched'}")
@@ -271,14 +319,12 @@ def fetch(names: Annotated[list[str], typer.Argument(help="one or more", autocom
     """Download data sets, check them, convert them. What is here already is not fetched again."""
     from cnlib import data
 
-    for name in names:
-        try:
-            found = data.load(name)
-        except (ConnectionError, ImportError, ValueError) as error:
-            typer.echo(f"error: {error}", err=True)
-            raise typer.Exit(FAILED) from error
+    def fetched(name: str) -> str:
+        found = data.load(name)
         shape = "x".join(map(str, found.train_images.shape[1:]))
-        typer.echo(f"{name}: {len(found.train_labels):,} + {len(found.test_labels):,} images of {shape}")
+        return f"{len(found.train_labels):,} + {len(found.test_labels):,} images of {shape}"
+
+    _each(names, fetched)
 
 
 @data_app.command()
@@ -286,24 +332,37 @@ def verify(names: Annotated[list[str], typer.Argument(help="one or more", autoco
     """Compare the files of data sets with the checksums written when they were converted."""
     from cnlib import data
 
+    def verified(name: str) -> str:
+        if name == "digits":
+            return "part of scikit-learn, nothing to check"
+        return f"{len(data.verify(name))} files as converted"
+
+    _each(names, verified)
+
+
+def _each(names: list[str], function: Callable[[str], str]) -> None:
+    """Print what the function says of each name; what fails is reported, and the rest goes on."""
     failed = False
     for name in names:
         try:
-            sums = {} if name == "digits" else data.verify(name)
-        except (OSError, ValueError) as error:
+            typer.echo(f"{name}: {function(name)}")
+        except (ImportError, OSError, ValueError) as error:
             typer.echo(f"error: {error}", err=True)
             failed = True
-            continue
-        typer.echo(f"{name}: {f'{len(sums)} files as converted' if sums else 'part of scikit-learn, nothing to check'}")
     raise typer.Exit(FAILED if failed else 0)
 
 
-@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+@app.command(context_settings={"ignore_unknown_options": True})
 def bench(
-    context: typer.Context,
-    part: Annotated[str, typer.Argument(help="layers, mixture, train, cost, or all")] = "all",
+    given: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="PART", help="layers, mixture, train, cost, or all; then options"),
+    ] = None,
 ) -> None:
-    """Measure speed and memory beside peers, in one run. Further options go to `python -m benchmarks`."""
+    """Measure speed and memory beside peers, in one run. Options go to `python -m benchmarks`.
+
+    cnlib bench layers --budget 0.2
+    """
     import cnlib
 
     root = Path(cnlib.__file__).parents[1]
@@ -311,8 +370,8 @@ def bench(
         raise typer.BadParameter(
             "the benchmarks are in the repository, not in the package: clone it and run them there"
         )
-    chosen = [] if part == "all" else ["--only", part]
-    command = [sys.executable, "-m", "benchmarks", *chosen, *context.args]
+    part = ["--only"] if given and not given[0].startswith("-") else []
+    command = [sys.executable, "-m", "benchmarks", *part, *(given or [])]
     raise typer.Exit(subprocess.run(command, cwd=root, check=False).returncode)
 
 

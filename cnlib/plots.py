@@ -225,36 +225,40 @@ def intervals(
     return fig
 
 
-def differences(values: Mapping[str, Difference], label: str, ax: Axes | None = None, legend: bool = True) -> Figure:
+def differences(panels: Mapping[str, Mapping[str, Difference]], label: str) -> Figure:
     """One row a difference between methods, in percentage points: filled the running best, open the last three epochs.
 
-    A row is dark where both leave zero out on one side, grey where they do not. label: of the axis. legend: what the
-    two marks are; one panel of several needs it.
+    A row is dark where both leave zero out on one side, grey where they do not. panels: {title: {row: difference}}, one
+    above the other. label: of the axis.
     """
-    fig, ax = _axes(ax, height=0.9 + 0.5 * len(values))
-    marks = (("running best", "o", -0.16, 8.5), ("last three epochs", "D", 0.2, 8.0))
-    for row, value in enumerate(values.values()):
-        ink = INK if value.shown else MUTED
-        for (_, marker, shift, size), part in zip(marks, (value.best, value.late), strict=True):
-            mean, half = 100 * part.mean, 0.0 if np.isnan(part.half) else 100 * part.half
-            ax.errorbar(
-                mean, row + shift, xerr=half, color=ink, fmt=marker, markersize=5, capsize=3, elinewidth=1.5,
-                markerfacecolor=ink if marker == "o" else CARD, alpha=1 if value.shown else 0.75,
-            )  # fmt: skip
-            text = f"{mean:+z.1f} ± {half:.1f}" if part.n > 1 else f"{mean:+z.1f}"
-            ax.annotate(
-                text, (1.01, row + shift), xycoords=("axes fraction", "data"), va="center", fontsize=size, color=ink
-            )
-    ax.set_yticks(range(len(values)), list(values), fontsize=9)
-    for tick, value in zip(ax.get_yticklabels(), values.values(), strict=True):
-        tick.set_color(INK if value.shown else MUTED)
-    ax.set_ylim(len(values) - 0.5, -0.5)
-    ax.grid(False, axis="y")
-    ax.axvline(0, color=MUTED, linewidth=1)
-    ax.set_xlabel(label)
-    if legend:
-        key = f"\u25cf {marks[0][0]}\n\u25c7 {marks[1][0]}"
-        ax.annotate(key, (1.01, 1), xycoords="axes fraction", va="bottom", fontsize=8, color=MUTED)
+    rows = [len(values) for values in panels.values()]
+    fig, axes = figure(
+        len(panels), height=0.8 + 0.5 * sum(rows) + 0.35 * len(rows), sharex=True, squeeze=False, height_ratios=rows
+    )
+    marks = {"running best": ("o", "\u25cf", -0.16), "last three epochs": ("D", "\u25c7", 0.2)}
+    for ax, (title, values) in zip(axes[:, 0], panels.items(), strict=True):
+        inks = [INK if value.shown else MUTED for value in values.values()]
+        for row, (value, ink) in enumerate(zip(values.values(), inks, strict=True)):
+            for (marker, _, shift), part in zip(marks.values(), (value.best, value.late), strict=True):
+                mean, half = 100 * part.mean, 0.0 if np.isnan(part.half) else 100 * part.half
+                ax.errorbar(
+                    mean, row + shift, xerr=half, color=ink, fmt=marker, markersize=5, capsize=3, elinewidth=1.5,
+                    markerfacecolor=ink if marker == "o" else CARD, alpha=1 if value.shown else 0.75,
+                )  # fmt: skip
+                ax.annotate(
+                    f"{mean:+z.1f}" + (f" ± {half:.1f}" if part.n > 1 else ""), (1.01, row + shift),
+                    xycoords=("axes fraction", "data"), va="center", fontsize=8, color=ink,
+                )  # fmt: skip
+        ax.set_yticks(range(len(values)), list(values), fontsize=9)
+        for tick, ink in zip(ax.get_yticklabels(), inks, strict=True):
+            tick.set_color(ink)
+        ax.set_ylim(len(values) - 0.5, -0.5)
+        ax.grid(False, axis="y")
+        ax.axvline(0, color=MUTED, linewidth=1)
+        ax.set_title(title)
+    key = "\n".join(f"{sign} {name}" for name, (_, sign, _) in marks.items())
+    axes[0, 0].annotate(key, (1.01, 1), xycoords="axes fraction", va="bottom", fontsize=8, color=MUTED)
+    axes[-1, 0].set_xlabel(label)
     return fig
 
 

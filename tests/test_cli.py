@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -17,7 +18,8 @@ pytest.importorskip("typer")
 from typer.testing import CliRunner
 
 from cnlib import cli, data, results
-from cnlib.training import read
+from cnlib.experiments import EXPERIMENTS
+from cnlib.training import read, train
 
 
 def cnlib(*arguments: object, code: int = 0) -> str:
@@ -32,7 +34,7 @@ def test_every_command_has_help(command):
 
 
 def test_run_records_once_and_names_the_file_by_its_configuration(tmp_path):
-    command = ["run", "convnet", "--norm", "cn", "--lr", 5e-3, "--placement", "input", "--set", "encoder=embedder"]
+    command = ["run", "convnet", "--norm", "cn", "--lr", 5e-3, "--placement", "input"]  # the paper's: with an embedder
     text = cnlib(*command, "--seed", 1, "--out", tmp_path, "--threads", 1)
     name = "smoke-digits-cn-input-lr0.005-wd0.0001-s1"
     config = read(tmp_path / f"{name}.jsonl").config
@@ -42,10 +44,11 @@ def test_run_records_once_and_names_the_file_by_its_configuration(tmp_path):
 
 
 def test_a_record_of_another_configuration_is_kept_and_the_run_reported_as_failed(tmp_path):
-    common = ["run", "convnet", "--norm", "bn", "--out", tmp_path, "--threads", 1]
-    cnlib(*common)
+    config = EXPERIMENTS["convnet"].config("bn", profile="smoke")
+    train(replace(config, epochs=1), tmp_path / f"{EXPERIMENTS['convnet'].record_name(config)}.jsonl")
     before = next(tmp_path.glob("*.jsonl")).read_bytes()
-    assert "1 failed" in cnlib(*common, "--set", "epochs=3", code=1)
+    text = cnlib("run", "convnet", "--norm", "bn", "--out", tmp_path, "--threads", 1, code=1)
+    assert "1 failed" in text and "another configuration (epochs: 1, not 2)" in text and "Traceback" not in text
     assert before == next(tmp_path.glob("*.jsonl")).read_bytes()
 
 
@@ -57,11 +60,20 @@ def test_a_record_of_another_configuration_is_kept_and_the_run_reported_as_faile
         (["run", "convnet", "--profile", "huge"], "expected one of smoke"),
         (["run", "convnet", "--set", "depth=3"], "field of the configuration"),
         (["run", "convnet", "--set", "epochs=-1"], "expected a number above 0"),
-        (["run", "convnet", "--device", "abacus"], "cannot be used here"),
+        (["run", "convnet", "--seed", "-1"], "Invalid value for '--seed'"),
+        (["run", "convnet", "--threads", "0"], "Invalid value for '--threads'"),
+        (["run", "convnet", "--out", __file__], "is a file"),
+        (["sweep", "table-1", "--seeds", "0"], "Invalid value for '--seeds'"),
+        (["sweep", "table-1", "--seeds", "-1"], "Invalid value for '--seeds'"),
+        (["sweep", "table-1", "--out", __file__], "is a file"),
+        *((["run", "convnet", "--device", d], "expected one of cpu, cuda, mps") for d in ("abacus", "tpu", "meta")),
+        (["run", "convnet", "--device", "cuda:99"], "cannot be used here"),
         (["sweep", "table-xi"], "expected one of table-1"),
         (["sweep", "table-v", "--only", "nothing*"], "no cell of table-v"),
         (["sweep", "table-v", "--until", "soon"], "8min"),
         (["report", "--table", "icdm_table_99"], "there are french_table_1"),
+        (["report", "--records", "convnet"], "no folder"),
+        (["report", "--records", "."], "no records in"),
     ],
 )
 def test_wrong_usage_says_what_was_expected(arguments, said, tmp_path, monkeypatch):
@@ -88,9 +100,25 @@ def test_dry_run_names_and_times_the_cells_and_writes_nothing(tmp_path):
 def test_dry_run_without_the_data_says_so_once(tmp_path, monkeypatch):
     monkeypatch.setenv("CNLIB_DATA", str(tmp_path / "nowhere"))
     monkeypatch.setattr(data, "SOURCES", {})
-    cells = ("--profile", "reduced", "--only", "*cifar10-bn*", "--seeds", 3)
+    cells = ("--profile", "reduced", "--only", "*cifar10-[bc]n-*", "--seeds", 3)
+    asked, load = [], data.load
+    monkeypatch.setattr(data, "load", lambda name: asked.append(name) or load(name))
     text = cnlib("sweep", "table-1", *cells, "--out", tmp_path, "--dry-run")
-    assert text.count("no data set 'cifar10'") == 1 and "3 runs that cannot be timed" in text
+    assert text.count("no data set 'cifar10'") == 1 and "12 runs that cannot be timed" in text
+    assert asked == ["cifar10"]
+
+
+def test_dry_run_says_what_would_fail(tmp_path):
+    configs = EXPERIMENTS["convnet"].configs("table-1", "smoke")
+    bn, cn, one = (next(n for n, c in configs.items() if c.method == method) for method in ("bn", "cn", "cn-one"))
+    train(replace(configs[bn], epochs=1), tmp_path / f"{bn}.jsonl")
+    (tmp_path / f"{cn}.jsonl").write_text("[1, 2]\n")
+    (tmp_path / f"{one}.jsonl").touch()
+    text = cnlib("sweep", "table-1", "--out", tmp_path, "--threads", 1, "--dry-run")
+    said = dict(line.split(": ", 1) for line in text.splitlines()[:-1])
+    assert "would fail: " in said[bn] and "another configuration (epochs: 1, not 2)" in said[bn]
+    assert "would fail: " in said[cn] and "not a record of a run" in said[cn]
+    assert said[one].startswith("about ")
 
 
 def test_sweep_stops_in_time_and_goes_on(tmp_path):
@@ -118,11 +146,36 @@ def test_ctrl_c_keeps_what_was_finished(tmp_path):
     assert run.status == "unfinished" and len(run.epochs["epoch"]) >= 1
 
 
+NUMBERS = ("ours", "last_three", "ours_minus_bn", "last_three_minus_bn")
+
+
+@pytest.mark.parametrize("form", cli.Format)
+def test_report_in_an_ascii_locale(form):
+    ascii_only = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    command = [sys.executable, "-m", "cnlib.cli", "report", "--table", "french_table_2", "--format", form]
+    done = subprocess.run(command, env=os.environ | ascii_only, capture_output=True, text=True)
+    assert done.returncode == 0 and "cifar100 CN+" in done.stdout, done.stderr
+    assert form != "csv" or done.stdout.isascii()
+
+
+def test_report_of_a_folder_called_as_an_experiment(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    cnlib("run", "convnet", "--norm", "bn", "--out", "convnet", "--threads", 1)
+    text = cnlib("report", "--records", "convnet", "--table", "french_table_2", "--format", "csv")
+    assert text.endswith("3 not yet run\n"), "the package has these runs, that folder has not"
+
+
 def test_report_has_a_row_for_every_printed_number():
     rows = list(csv.DictReader(io.StringIO(cnlib("report", "--format", "csv").rpartition("\n")[0])))
     rows = [row for row in rows if row["table"] in results.tables()]
     assert len(rows) == sum(len(results.published(name).rows) for name in results.tables())
     assert {row["verdict"].split(" (")[0] for row in rows} <= set(results.VERDICTS)
+    ours = next(row for row in rows if row["ours_minus_bn_n"] not in ("", "1"))
+    numbers = [f"{what}_{part}" for what in NUMBERS for part in ("mean", "half", "n")]
+    assert all(np.isfinite(float(ours[key])) for key in ("printed", "printed_minus_bn", *numbers))
+    assert ours["profile"] in ("reduced", "paper")
+    missing = next(row for row in rows if row["verdict"] == "not yet run")
+    assert all(missing[key] == "" for key in numbers)
     assert "| table | cell |" in cnlib("report", "--table", "french_table_2", "--format", "markdown")
 
 
@@ -139,7 +192,31 @@ def test_data_commands(tmp_path, monkeypatch):
         file.seek(-1, os.SEEK_END)
         file.write(b"\1")
     assert "changed since conversion" in cnlib("data", "verify", "mine", code=1)
-    assert "no data set 'nonsense'" in cnlib("data", "fetch", "nonsense", code=1)
+    text = cnlib("data", "fetch", "nonsense", "digits", code=1)
+    assert "no data set 'nonsense'" in text and "digits: 1,4" in text
+    text = cnlib("data", "verify", "nonsense", "../..", "digits", code=1)
+    assert "nonsense does not exist" in text and "plain folder name" in text and "digits: part of" in text
+    monkeypatch.setenv("CNLIB_DATA", __file__)
+    for command in (["list"], ["fetch", "cifar10"], ["verify", "cifar10"]):
+        assert "expected a folder" in cnlib("data", *command, code=2 if command == ["list"] else 1)
+
+
+@pytest.mark.parametrize(
+    "given, passed",
+    [
+        ("", ""),
+        ("all", "--only all"),
+        ("train", "--only train"),
+        ("--budget 0.01", "--budget 0.01"),
+        ("train --repeats 1 --device cuda", "--only train --repeats 1 --device cuda"),
+    ],
+)
+def test_bench_passes_its_options_on(given, passed, monkeypatch):
+    commands = []
+    done = subprocess.CompletedProcess([], 0)
+    monkeypatch.setattr(subprocess, "run", lambda command, **options: commands.append(command) or done)
+    cnlib("bench", *given.split())
+    assert commands == [[sys.executable, "-m", "benchmarks", *passed.split()]]
 
 
 def test_bench_runs_in_the_repository_only(tmp_path, monkeypatch):

@@ -7,7 +7,7 @@ import pytest
 
 from cnlib import plots
 from cnlib.experiments import convnet
-from cnlib.results import Interval
+from cnlib.results import Difference, Interval
 from cnlib.training import Config
 from cnlib.training.records import Run
 
@@ -171,6 +171,23 @@ def test_intervals_histograms_and_images_draw():
     assert {"BN", "before", "activation", "density"} <= set(texts(fig))
     fig = plots.images(np.zeros((12, 4, 4, 1), np.uint8), list("abcdefghijkl"), columns=5)
     assert len(fig.axes) == 15 and "l" in texts(fig)
+
+
+def test_differences_draw_both_readings_and_a_shown_one_dark():
+    from matplotlib.colors import to_hex
+
+    wide, left = Interval(-0.0001, 0.02, 3), Interval(-0.03, 0.01, 3)
+    values = {"shown": Difference(left, left), "not shown": Difference(left, wide), "a seed": Difference(*2 * [one()])}
+    fig = plots.differences({"here": values, "there": {"shown": values["shown"]}}, "points")
+    found = texts(fig)
+    assert {"points", "here", "there", "shown", "not shown", "-3.0 ± 1.0", "+0.0 ± 2.0", "+1.0"} <= set(found)
+    assert any("running best" in text and "last three epochs" in text for text in found)
+    inks = [to_hex(tick.get_color()) for tick in fig.axes[0].get_yticklabels()]
+    assert inks == [plots.INK, plots.MUTED, plots.MUTED]
+
+
+def one():
+    return Interval(0.01, float("nan"), 1)
 
 
 def test_figures_are_cards_and_shown_once():

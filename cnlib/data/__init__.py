@@ -4,10 +4,8 @@ One folder a data set, ``$CNLIB_DATA/<name>/{train,test}_{images,labels}.npy`` (
 a folder somebody else has put there loads under its own name. ``digits`` needs neither folder nor network.
 """
 
-from pathlib import Path
-
 from cnlib.data.sources import SOURCES, digits
-from cnlib.data.store import ImageData, read_folder, root, verify, write_folder
+from cnlib.data.store import ImageData, folder_of, read_folder, root, verify, write_folder
 
 __all__ = ["SOURCES", "ImageData", "load", "names", "root", "verify", "write_folder"]
 
@@ -21,7 +19,7 @@ def load(name: str) -> ImageData:
     """
     if name == "digits":
         return digits()
-    folder = _folder(name)
+    folder = folder_of(name)
     source = SOURCES.get(name)
     if not folder.is_dir():
         if source is None:
@@ -41,9 +39,3 @@ def names() -> list[str]:
     """What ``load`` takes here: digits, what can be downloaded, and every folder found under ``$CNLIB_DATA``."""
     found = [p.parent.name for p in root().glob("*/train_images.npy") if not p.parent.name.startswith(".")]
     return sorted({"digits", *SOURCES, *found})
-
-
-def _folder(name: str) -> Path:
-    if not name or Path(name).name != name or name.startswith("."):
-        raise ValueError(f"data set name {name!r}: expected a plain folder name")
-    return root() / name

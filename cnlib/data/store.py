@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
@@ -95,7 +96,9 @@ def _check_split(name: str, split: str, images: np.ndarray, labels: np.ndarray, 
 def root() -> Path:
     """Where data sets live: ``$CNLIB_DATA``, else ``cnlib/data`` in the user's cache folder."""
     if chosen := os.environ.get("CNLIB_DATA"):
-        return Path(chosen).expanduser()
+        if (folder := Path(chosen).expanduser()).exists() and not folder.is_dir():
+            raise ValueError(f"CNLIB_DATA is {chosen}, a file: expected a folder, which need not exist yet")
+        return folder
     if sys.platform == "darwin":
         cache = Path.home() / "Library" / "Caches"
     elif sys.platform == "win32":
@@ -103,6 +106,13 @@ def root() -> Path:
     else:
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return cache / "cnlib" / "data"
+
+
+def folder_of(name: str) -> Path:
+    """The folder of data set `name` under `root()`. Raises ValueError for what is no plain folder name."""
+    if not name or Path(name).name != name or name.startswith("."):
+        raise ValueError(f"data set name {name!r}: expected a plain folder name")
+    return root() / name
 
 
 def read_folder(
@@ -168,16 +178,24 @@ def write_folder(folder: Path, arrays: Mapping[str, np.ndarray], classes: Sequen
 def verify(name: str) -> dict[str, str]:
     """Compare the files of data set `name` with the checksums written when they were converted.
 
-    Returns {file: sha256}. Raises ValueError naming the files that differ, FileNotFoundError without a checksum file.
+    Returns {file: sha256}. Raises ValueError naming the files that differ or the line that is no checksum,
+    FileNotFoundError without a folder or a checksum file.
     """
-    folder = root() / name
+    folder = folder_of(name)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder} does not exist: fetch {name} first, or put its four arrays there")
     if not (folder / SUMS).is_file():
         raise FileNotFoundError(
             f"{folder / SUMS} does not exist: nothing to compare {name} with. To write it for files you trust: "
             f"cd {folder} && sha256sum *.npy > {SUMS}"
         )
-    lines = (folder / SUMS).read_text(encoding="ascii").splitlines()
-    sums = {file: digest for digest, file in (line.split() for line in lines if line.strip())}
+    sums = {}
+    for line in (folder / SUMS).read_text(encoding="utf-8", errors="replace").splitlines():
+        if not (match := re.fullmatch(r"([0-9a-f]{64}) [ *](.+)", line)):  # "*": from sha256sum --binary
+            raise ValueError(f"{folder / SUMS}: {line!r} is not a line of sha256sum; write the file anew with it")
+        sums[match[2]] = match[1]
+    if missing := [f"{key}.npy" for key in ARRAYS if f"{key}.npy" not in sums]:
+        raise ValueError(f"{folder / SUMS} has no checksum of {', '.join(missing)}: write it anew with sha256sum *.npy")
     bad = [file for file, digest in sums.items() if not (folder / file).is_file() or _sha256(folder / file) != digest]
     if bad:
         raise ValueError(

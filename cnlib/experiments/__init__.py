@@ -1,12 +1,12 @@
 """One file for each published experiment: its configurations, by name, and nothing else. `sweep` runs them."""
 
 from cnlib.experiments import convnet
-from cnlib.experiments.experiment import Experiment, Grid, Printed, record_name
+from cnlib.experiments.experiment import Experiment, Grid, Printed
 from cnlib.experiments.sweep import estimate, recorded, sweep
 
 EXPERIMENTS = {module.EXPERIMENT.name: module.EXPERIMENT for module in (convnet,)}
 
-__all__ = ["EXPERIMENTS", "Experiment", "Grid", "Printed", "estimate", "find_sweep", "record_name", "recorded", "sweep"]
+__all__ = ["EXPERIMENTS", "Experiment", "Grid", "Printed", "estimate", "find_sweep", "recorded", "sweep"]
 
 
 def find_sweep(name: str) -> Experiment:

@@ -75,11 +75,9 @@ EXPERIMENT = Experiment(
     },
     printed={
         "french_table_1": Printed("table-1", {"BN": "bn", "MN": "mn", "CN": "cn"}),
-        "french_table_2": Printed("table-2", {"CN+": "cn+"}, baseline=("french_table_1", "table-1")),
+        "french_table_2": Printed("table-2", {"CN+": "cn+"}, baseline_table="french_table_1"),
         "icdm_table_5": Printed("table-v", {"BN": "bn", "MN": "mn", "CN": "cn"}),
-        "icdm_table_6": Printed(
-            "table-vi", {"CN+": "cn+"}, baseline=("icdm_table_5", "table-v"), meant={("lr", 0.01): 0.001}
-        ),
+        "icdm_table_6": Printed("table-vi", {"CN+": "cn+"}, baseline_table="icdm_table_5", meant={("lr", 0.01): 0.001}),
     },
 )
 config = EXPERIMENT.config

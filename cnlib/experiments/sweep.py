@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 import traceback
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
 import torch
 
-from cnlib.data import load
-from cnlib.training import Busy, Config, Trainer, distributed, read, train
+from cnlib.data import ImageData, load
+from cnlib.training import TASKS, Busy, Config, distributed, train
+from cnlib.training.loop import fetch, look, whole
+
+EXPLAINED = (ImportError, OSError, ValueError)  # their message says what to do: no traceback
 
 
 def sweep(
@@ -27,13 +30,15 @@ def sweep(
     """Train every configuration {name: config}, in order, into ``out/<name>.jsonl``; say how each ended.
 
     "finished" / "diverged" now, "recorded" before, "busy" (another process has it: several may share the folder),
-    "failed" (its traceback is printed, the others go on). After `minutes` everything stops at the end of an epoch:
-    the run under way is "unfinished" and goes on the next time, later ones are "not started".
+    "failed" (why is printed, the others go on; data that could not be loaded are not asked for again). After `minutes`
+    everything stops at the end of an epoch: the run under way is "unfinished" and goes on the next time, later ones are
+    "not started".
     """
     results: dict[str, str] = {}
     distributed.start(device)  # where torchrun started several processes, they share each run
     start = time.monotonic()
     until = None if minutes is None else start + 60 * minutes
+    data, said = once(fetch), set[str]()
     for i, (name, config) in enumerate(configs.items(), start=1):
         clock = time.monotonic()
         record = Path(out) / f"{name}.jsonl"
@@ -41,9 +46,15 @@ def sweep(
             if skip := distributed.from_leader(partial(_reason_to_skip, config, record, until)):
                 results[name] = skip
                 continue
-            run = train(config, record, device=device, progress=progress, until=until)
+            run = train(config, record, data=data(config.dataset), device=device, progress=progress, until=until)
         except Busy:
             results[name] = "busy"
+            continue
+        except EXPLAINED as error:
+            if distributed.leader():
+                print(f"error: {name}: {'as above' if str(error) in said else error}", file=sys.stderr, flush=True)
+            said.add(str(error))
+            results[name] = "failed"
             continue
         except Exception:
             traceback.print_exc()
@@ -63,21 +74,41 @@ def _reason_to_skip(config: Config, record: Path, until: float | None) -> str | 
 
 
 def recorded(config: Config, record: Path) -> bool:
-    """Whether the file holds the whole run of this configuration."""
-    return record.exists() and (run := read(record)).config == config and run.status != "unfinished"
+    """Whether the file holds the whole run of this configuration; if not, it is to run.
+
+    Raises ValueError where it cannot run: the record, or its checkpoint, is damaged or of another configuration.
+    """
+    return whole(look(record, config)[0])
 
 
-def estimate(config: Config, device: str = "cpu") -> float:
+def once(function: Callable[[str], ImageData]) -> Callable[[str], ImageData]:
+    """`function`, called once for each argument; what it raised is raised again."""
+    outcomes: dict[str, ImageData | Exception] = {}
+
+    def remembered(name: str) -> ImageData:
+        if name not in outcomes:
+            try:
+                outcomes[name] = function(name)
+            except Exception as error:
+                outcomes[name] = error
+        if isinstance(outcome := outcomes[name], Exception):
+            raise outcome
+        return outcome
+
+    return remembered
+
+
+def estimate(config: Config, device: str = "cpu", data: ImageData | None = None) -> float:
     """Seconds this run will take here, without fitting contexts: two steps are timed on the device, and scaled up.
 
-    Raises what `cnlib.data.load` raises where the data cannot be had.
+    data: instead of ``cnlib.data.load(config.dataset)``, whose errors are raised.
     """
-    data = load(config.dataset)
+    data = data or load(config.dataset)
     train_size = config.train_size or len(data.train_labels)
     test_size = config.test_size or len(data.test_labels)
     steps = min(2, max(1, train_size // config.batch_size))
     few = min(train_size, steps * config.batch_size), min(test_size, config.batch_size)
-    trainer = Trainer(replace(config, epochs=2), data.subset(*few), torch.device(device))
+    trainer = TASKS[config.task](config, data.subset(*few), torch.device(device))
     trainer.run_epoch()  # allocations, autotuning, compilation
     metrics = trainer.run_epoch()
     per_epoch = metrics["train_seconds"] * train_size / few[0] + metrics["eval_seconds"] * test_size / few[1]

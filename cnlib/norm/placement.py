@@ -17,7 +17,8 @@ from cnlib.norm.mixture import MixtureNorm
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
-NORMS = (Norm, MixtureNorm, ContextNorm, nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
+OURS = (Norm, MixtureNorm, ContextNorm)
+NORMS = (*OURS, nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
 
 
 @contextmanager
@@ -104,22 +105,26 @@ def convert(model: nn.Module, factories: Mapping[str, Callable[[int], nn.Module]
 
     A key is a layer's name as in ``model.named_modules()``, or a pattern (``*``, ``?``) over the names of norm
     layers; the last key that fits wins. A factory gets the number of channels. The new layer takes over device,
-    type and train/eval mode, and the parameters and buffers where both layers have the same ones.
-    Raises ValueError for a key that fits no layer or a layer whose channels cannot be told. Source of the idea: timm.
+    type and train/eval mode, and the parameters and buffers where both layers have the same ones. A layer that has
+    several names is one layer: the last key that fits any of them swaps it under all.
+    Raises ValueError for a key that fits no layer, a layer whose channels cannot be told, and where a layer of cnlib
+    would replace an nn.LayerNorm: ours have the channels on axis 1, where a transformer has its tokens, and
+    nn.LayerNorm has them on the last. Source of the idea: timm.
     """
-    layers = dict(model.named_modules())
-    plan: dict[str, Callable[[int], nn.Module]] = {}
+    layers = dict(model.named_modules(remove_duplicate=False))
+    plan: dict[nn.Module, tuple[str, Callable[[int], nn.Module]]] = {}
     for key, factory in factories.items():
         names = [key] if key in layers else [n for n in _norms(layers) if fnmatchcase(n, key)]
         if not names:
             raise ValueError(f"convert: no layer is called {key!r}; norm layers here are {_norms(layers)}")
-        plan |= dict.fromkeys(names, factory)
-    swapped = {name: _replacement(name, layers[name], factory) for name, factory in plan.items()}
-    for name, new in swapped.items():  # only now: an error above leaves the model as it was
-        parent, _, child = name.rpartition(".")
-        if not name:
-            return new
-        setattr(layers[parent], child, new)
+        plan |= {layers[name]: (name, factory) for name in names}
+    swapped = {layer: _replacement(name, layer, factory) for layer, (name, factory) in plan.items()}
+    if model in swapped:
+        return swapped[model]
+    for name, layer in layers.items():  # only now: an error above leaves the model as it was
+        if layer in swapped:
+            parent, _, child = name.rpartition(".")
+            setattr(layers[parent], child, swapped[layer])
     return model
 
 
@@ -135,6 +140,12 @@ def _replacement(name: str, old: nn.Module, factory: Callable[[int], nn.Module])
     new = factory(channels)
     if not isinstance(new, nn.Module):
         raise TypeError(f"convert: the factory for {name!r} returned a {type(new).__name__}, expected an nn.Module")
+    if isinstance(old, nn.LayerNorm) and isinstance(new, OURS):
+        raise ValueError(
+            f"convert: layer {name!r} is an nn.LayerNorm, with its channels on the last axis; a {type(new).__name__} "
+            "of cnlib has them on axis 1 and would take another axis for them. Leave this layer out, or let the "
+            "factory return a module that moves the axis there and back: x.movedim(-1, 1), then y.movedim(1, -1)"
+        )
     state = old.state_dict()
     like = next((t for t in state.values() if t.is_floating_point()), None)
     if like is not None:

@@ -22,17 +22,21 @@ def experiments() -> list[str]:
 
 
 def load(experiment: str | os.PathLike[str], profile: str | None = None) -> list[Run]:
-    """The recorded runs of an experiment, sorted by name; `experiment` may also be a folder of your own records.
+    """The runs of an experiment recorded in the package, or those in a folder of your own, sorted by name.
 
+    experiment: a str that is one of `experiments()`; any other str, and every Path, is a folder.
     profile: only runs of that profile. Unfinished runs are included: look at `Run.status`.
     Raises ValueError where there are none.
     """
-    folder = RUNS / experiment if (RUNS / experiment).is_dir() else Path(experiment)
-    runs = [read(path) for path in sorted(folder.glob("*.jsonl"))]
-    runs = [run for run in runs if profile in (None, run.config.profile)]
+    folder = RUNS / experiment if experiment in experiments() else Path(experiment)
+    if not folder.is_dir():
+        known = ", ".join(experiments()) or "none"
+        raise ValueError(f"no folder {folder.absolute()}, nor runs of that name in the package, which has {known}")
+    if not (paths := sorted(folder.glob("*.jsonl"))):
+        raise ValueError(f"no records in {folder.absolute()}: expected files called *.jsonl")
+    runs = [run for run in map(read, paths) if profile in (None, run.config.profile)]
     if not runs:
-        what = f"of profile {profile!r} " if profile else ""
-        raise ValueError(f"no runs {what}recorded as {experiment!s}: there are {', '.join(experiments()) or 'none'}")
+        raise ValueError(f"no runs of profile {profile!r} among the {len(paths)} in {folder.absolute()}")
     return runs
 
 

@@ -6,24 +6,24 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from cnlib.experiments import EXPERIMENTS, Experiment
+from cnlib.experiments import EXPERIMENTS, Experiment, Printed
 from cnlib.results.papers import published, tables
 from cnlib.results.recorded import cn_plus, experiments, load
 from cnlib.results.statistics import LATE, Difference, Interval, interval, value_at
 from cnlib.training import Config, Run
 
 VERDICTS = {
-    "reproduced": "the difference from BN has the printed sign, and leaves 0 out of both its intervals: that of the "
-    "running best and that of the last three epochs. For BN, at the paper's size only: the printed value could be one "
-    "more seed of ours",
-    "not reproduced": "it leaves 0 out of both, and has the other sign. For BN: the printed value is none of ours",
+    "reproduced": "the difference from the baseline (BN, for the ConvNet) has the printed sign, and leaves 0 out of "
+    "both its intervals: that of the running best and that of the last three epochs. For the baseline, at the paper's "
+    "size only: the printed value could be one more seed of ours",
+    "not reproduced": "it leaves 0 out of both, and has the other sign, or the papers print less than a tenth of a "
+    "point. For the baseline: the printed value is none of ours",
     "within noise": "one of the two intervals contains 0: these seeds at this size cannot tell the two apart",
-    "baseline": "BN, with which the others are compared, below the paper's size",
+    "baseline": "with which the others are compared, or one that has no printed baseline; below the paper's size",
     "not yet run": "no recorded runs",
 }
-BASELINE = "BN"
-SETTING = ("dataset", "lr", "weight_decay")
 SHORT = {"weight_decay": "wd"}
+TIE = 0.1  # percentage points: a smaller printed difference claims none
 Row = dict[str, str | float | None]
 
 
@@ -31,9 +31,10 @@ Row = dict[str, str | float | None]
 class Cell:
     """One printed number. All values in percent.
 
-    row: its printed coordinates. gap: printed value minus that of the baseline in the same setting, None for the
-    baseline. ours, late: mean and interval over seeds of the running best on the test images, and of the last three
-    epochs, which no test image has chosen. ours_gap: the same less the baseline's, paired on equal seeds.
+    row: its printed coordinates. gap: printed value minus that of `baseline` in the same setting, None for the baseline
+    itself and where one of the two is not printed. ours, late: mean and interval over seeds of the running best on the
+    test images, and of the last three epochs, which no test image has chosen. ours_gap: the same less the baseline's,
+    paired on equal seeds.
     """
 
     table: str
@@ -48,6 +49,7 @@ class Cell:
     late: Interval | None = None
     ours_gap: Difference | None = None
     diverged: int = 0
+    baseline: str = ""
 
     @property
     def label(self) -> str:
@@ -57,7 +59,8 @@ class Cell:
             for key, value in self.row.items()
             if isinstance(value, float) and key != "value"
         )
-        coordinates = ", ".join([f"{self.row['dataset']} {self.row['model']}", *rest])
+        metric = [str(self.row["metric"])] if self.row["metric"] != "accuracy" else []
+        coordinates = ", ".join([f"{self.row['dataset']} {self.row['model']}", *metric, *rest])
         return f"{coordinates} (ours: {self.epoch})" if self.epoch else coordinates
 
 
@@ -76,7 +79,7 @@ def reproduction(runs: Sequence[Run] | None = None, names: Iterable[str] | None 
 
 HEAD = (
     "table", "cell", "printed", "ours", "last three", "seeds",
-    "printed - BN", "ours - BN", "last three - BN", "verdict", "command",
+    "printed - {0}", "ours - {0}", "last three - {0}", "verdict", "command",
 )  # fmt: skip
 
 
@@ -90,7 +93,8 @@ def as_rows(cells: Sequence[Cell]) -> tuple[list[str], list[list[str]]]:
         counted = cell.ours_gap.best if cell.ours_gap else cell.ours
         return "" if counted is None else f"{counted.n}" + (f", {cell.diverged} diverged" if cell.diverged else "")
 
-    return [*HEAD], [
+    baseline = " or ".join(dict.fromkeys(cell.baseline for cell in cells if cell.baseline)) or "baseline"
+    return [name.format(baseline) for name in HEAD], [
         [
             cell.table,
             cell.label,
@@ -114,6 +118,7 @@ class _Recorded:
     def __init__(self, runs: Sequence[Run]) -> None:
         ended = [run for run in runs if run.status != "unfinished"]
         self.own, self.plus = self._by_setting(ended), self._by_setting(cn_plus(ended))
+        self.sweeps: dict[tuple[str, str, str], list[Config]] = {}
 
     @staticmethod
     def _by_setting(runs: Sequence[Run]) -> dict[Config, dict[int, Run]]:
@@ -122,11 +127,16 @@ class _Recorded:
             found.setdefault(replace(run.config, inference="cn", seed=0), {})[run.config.seed] = run
         return found
 
-    def find(self, experiment: Experiment, sweep: str, profile: str, method: str, row: Row) -> dict[int, Run]:
-        """{seed: run} of a method in one printed setting."""
+    def find(self, experiment: Experiment, printed: Printed, profile: str, model: str, row: Row) -> dict[int, Run]:
+        """{seed: run} of a printed model in one printed setting."""
+        method, key = printed.models[model], (experiment.name, printed.sweep, profile)
+        if key not in self.sweeps:
+            self.sweeps[key] = [*experiment.configs(printed.sweep, profile, seeds=1).values()]
         runs = self.plus if method.endswith("+") else self.own
-        where = {key: row[key] for key in SETTING if key in row}
-        for config in experiment.configs(sweep, profile, seeds=1).values():
+        where = {k: v for k, v in row.items() if k in Config.__dataclass_fields__ and k != "model"}
+        if row["dataset"] in printed.tests:
+            del where["dataset"]
+        for config in self.sweeps[key]:
             if config.method == method.removesuffix("+") and all(getattr(config, k) == v for k, v in where.items()):
                 return runs.get(replace(config, inference="cn"), {})
         return {}
@@ -138,17 +148,19 @@ def _cell(name: str, row: Row, experiment: Experiment | None, recorded: _Recorde
     if experiment is None:
         return Cell(name, row, value, None, "not yet run", "")
     printed = experiment.printed[name]
-    baseline_table, baseline_sweep = printed.baseline or (name, printed.sweep)
+    baseline, table = printed.baseline, printed.baseline_table or name
     row = {key: printed.meant.get((key, entry), entry) for key, entry in row.items()}
-    gap = _gap(value, row, baseline_table)
+    metric = f"{printed.tests.get(str(row['dataset']), 'test')}_{row['metric']}"
+    gap = _gap(value, row, baseline, table)
     for profile in reversed([*experiment.profiles]):
-        runs = recorded.find(experiment, printed.sweep, profile, printed.models[str(row["model"])], row)
-        ours, late = _percent(runs, row, best=True), _percent(runs, row, last=LATE)
+        runs = recorded.find(experiment, printed, profile, str(row["model"]), row)
+        ours, late = _percent(runs, metric, row, best=True), _percent(runs, metric, row, last=LATE)
         if not ours:
             continue
         best = interval([*ours.values()])
-        bn = {} if gap is None else recorded.find(experiment, baseline_sweep, profile, "bn", row)
-        difference = _difference(runs, bn, row)
+        against = experiment.printed[table]
+        others = {} if row["model"] == baseline else recorded.find(experiment, against, profile, baseline, row)
+        difference = _difference(runs, others, metric, row)
         return Cell(
             name,
             row,
@@ -162,8 +174,10 @@ def _cell(name: str, row: Row, experiment: Experiment | None, recorded: _Recorde
             interval([*late.values()]),
             difference,
             diverged=len(runs) - len(ours),
+            baseline=baseline,
         )
-    return Cell(name, row, value, gap, "not yet run", f"cnlib sweep {printed.sweep} --profile paper --device cuda")
+    command = f"cnlib sweep {printed.sweep} --profile paper --device cuda"
+    return Cell(name, row, value, gap, "not yet run", command, baseline=baseline)
 
 
 def _epoch(config: Config, row: Row) -> int:
@@ -178,36 +192,34 @@ def _share(config: Config, row: Row) -> str:
     return f"{epoch} of {config.epochs}" if epoch < config.epochs else ""
 
 
-def _percent(runs: Mapping[int, Run], row: Row, best: bool = False, last: int = 1) -> dict[int, float]:
+def _percent(runs: Mapping[int, Run], metric: str, row: Row, best: bool = False, last: int = 1) -> dict[int, float]:
     """{seed: percent} of the runs that did not diverge."""
     values = {}
     for seed, run in runs.items():
         if run.status == "finished":
             epoch = _epoch(run.config, row)
-            values[seed] = 100 * value_at(run, f"test_{row['metric']}", epoch, best, min(last, epoch))
+            values[seed] = 100 * value_at(run, metric, epoch, best, min(last, epoch))
     return values
 
 
-def _difference(runs: Mapping[int, Run], bn: Mapping[int, Run], row: Row) -> Difference | None:
+def _difference(runs: Mapping[int, Run], others: Mapping[int, Run], metric: str, row: Row) -> Difference | None:
     def paired(best: bool = False, last: int = 1) -> list[float]:
-        ours, theirs = _percent(runs, row, best, last), _percent(bn, row, best, last)
+        ours, theirs = (_percent(these, metric, row, best, last) for these in (runs, others))
         return [ours[seed] - theirs[seed] for seed in ours if seed in theirs]
 
     return Difference(interval(best), interval(paired(last=LATE))) if (best := paired(best=True)) else None
 
 
-def _gap(value: float | None, row: Row, table: str) -> float | None:
-    """The printed value minus the one of BN in the row's own setting; None for BN itself."""
-    if value is None or row["model"] == BASELINE:
-        return None
+def _gap(value: float | None, row: Row, baseline: str, table: str) -> float | None:
+    """The printed value minus the baseline's in the same setting; None for the baseline, and where one is missing."""
+    keys = row.keys() - {"model", "value"}
     fits = [
         other["value"]
         for other in published(table).rows
-        if other["model"] == BASELINE
-        and all(other[key] == row[key] for key in other if key in (*SETTING, "epoch") and key in row)
+        if other["model"] == baseline and all(other[key] == row[key] for key in keys & other.keys())
     ]
-    assert isinstance(fits[-1], float)
-    return value - fits[-1]  # Table 2 prints no epoch: the last of Table 1
+    theirs = fits[-1] if fits else None  # Table 2 prints no epoch: the last of Table 1
+    return value - theirs if row["model"] != baseline and value is not None and isinstance(theirs, float) else None
 
 
 def _verdict(gap: float, ours: Difference | None) -> str:
@@ -215,7 +227,7 @@ def _verdict(gap: float, ours: Difference | None) -> str:
         return "not yet run"
     if not ours.shown:
         return "within noise"
-    return "reproduced" if (ours.best.mean > 0) == (gap > 0) else "not reproduced"
+    return "reproduced" if abs(gap) >= TIE and (ours.best.mean > 0) == (gap > 0) else "not reproduced"
 
 
 def _baseline_verdict(value: float | None, ours: Interval, profile: str) -> str:

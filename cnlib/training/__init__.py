@@ -4,6 +4,6 @@ from cnlib.training.checkpoint import Busy
 from cnlib.training.config import Config
 from cnlib.training.loop import train
 from cnlib.training.records import Run, read
-from cnlib.training.trainer import Trainer
+from cnlib.training.trainer import TASKS, Trainer
 
-__all__ = ["Busy", "Config", "Run", "Trainer", "read", "train"]
+__all__ = ["TASKS", "Busy", "Config", "Run", "Trainer", "read", "train"]

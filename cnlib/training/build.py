@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ import cnlib
 from cnlib import contexts
 from cnlib.data import ImageData
 from cnlib.models import ConvNet
-from cnlib.training.config import Config
+from cnlib.training.config import CHOICES, Config
 
 # A group holds 8 channels where that divides them: GroupNorm's paper found groups of 8 to 32 channels about equal.
 NORMS: dict[str, Callable[[Config, int], nn.Module]] = {
@@ -25,10 +26,13 @@ NORMS: dict[str, Callable[[Config, int], nn.Module]] = {
     "cn": lambda config, c: cnlib.ContextNorm(c, config.num_contexts, encoder=config.encoder),
     "none": lambda config, c: nn.Identity(),
 }
-CONTEXTS: dict[str, Callable[[Config, str | None], contexts.Contexts]] = {
+CONTEXTS: dict[str, Callable[[Config, str | None], contexts.Contexts | None]] = {
+    "none": lambda c, at: None,
     "gmm": lambda c, at: contexts.GMMContexts(c.num_contexts, seed=c.seed, device=at),
     "random": lambda c, at: contexts.RandomContexts(c.num_contexts, seed=c.seed),
-    "shuffled": lambda c, at: contexts.ShuffledContexts(CONTEXTS["gmm"](c, at), seed=c.seed),
+    "shuffled": lambda c, at: contexts.ShuffledContexts(
+        contexts.GMMContexts(c.num_contexts, seed=c.seed, device=at), seed=c.seed
+    ),
     "superclass": lambda c, at: contexts.SuperclassContexts(),
     "one": lambda c, at: contexts.RandomContexts(1),
 }
@@ -38,13 +42,25 @@ OPTIMIZERS: dict[str, Callable[[Any, Config], torch.optim.Optimizer]] = {
     "sgd": lambda p, c: torch.optim.SGD(p, lr=c.lr, weight_decay=c.weight_decay, momentum=c.momentum),
     "adamw": lambda p, c: torch.optim.AdamW(p, lr=c.lr, weight_decay=c.weight_decay),
 }
+CHOICES.update(model=MODELS, norm=NORMS, contexts=CONTEXTS, optimizer=OPTIMIZERS)
 
 
-def build_model(config: Config, data: ImageData) -> nn.Module:
-    """The configuration's model for this data; weights come from torch's global generator."""
+def build_model(config: Config, data: ImageData, others: Collection[str] = ()) -> nn.Module:
+    """The configuration's model for this data; weights come from torch's global generator.
+
+    others: options that are the task's; the model gets the rest. Raises ValueError for one that it does not take.
+    """
     _, height, _, channels = data.train_images.shape
+    model = MODELS[config.model]
+    options = {key: value for key, value in dict(config.options).items() if key not in others}
+    known = set(inspect.signature(model).parameters) - {"num_classes", "in_channels", "image_size", "width", "slots"}
+    if unknown := options.keys() - known:
+        raise ValueError(
+            f"options: no {', '.join(sorted(unknown))}; {config.model} takes {', '.join(sorted(known)) or 'none'}, "
+            f"{config.task} takes {', '.join(sorted(others)) or 'none'}"
+        )
     slots = {slot: lambda c: NORMS[config.norm](config, c) for slot in config.placement}
-    return MODELS[config.model](len(data.classes), channels, height, width=config.width, slots=slots)
+    return model(len(data.classes), channels, height, width=config.width, slots=slots, **options)
 
 
 def build_contexts(config: Config, data: ImageData, device: torch.device | str = "cpu") -> dict[str, Tensor]:
@@ -53,10 +69,11 @@ def build_contexts(config: Config, data: ImageData, device: torch.device | str =
     Fitted on the training images only, and applied to the test images as fitted. Superclass contexts are computed from
     the labels, those of the test images too: that is what the papers do, and it leaks (see the class).
     """
-    if config.contexts == "none":
-        return {}
     at = str(device) if torch.device(device).type == "cuda" else None  # float64 sums: not on mps
-    source = CONTEXTS[config.contexts](config, at).fit(data.train_images, data.train_labels)
+    source = CONTEXTS[config.contexts](config, at)
+    if source is None:
+        return {}
+    source.fit(data.train_images, data.train_labels)
     if source.num_contexts != config.num_contexts:
         raise ValueError(f"num_contexts={config.num_contexts}: {config.contexts!r} has {source.num_contexts}")
     given = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,15 +19,15 @@ def save(path: Path, state: dict[str, Any]) -> None:
     write_atomic(path, lambda file: torch.save(state, file))
 
 
-def load(path: Path, device: torch.device) -> dict[str, Any]:
+def load(path: Path) -> dict[str, Any] | None:
+    """The state, on the CPU; None where there is none."""
     try:
-        return torch.load(path, map_location=device, weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
-        raise
+        return None
     except Exception as error:
-        raise ValueError(
-            f"checkpoint {path} is damaged ({type(error).__name__}: {error}): remove it to start this run again"
-        ) from error
+        reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+        raise ValueError(f"checkpoint {path} is damaged ({reason}): remove it to start this run again") from error
 
 
 def rng_state(device: torch.device) -> dict[str, torch.Tensor]:
@@ -51,7 +52,8 @@ class Busy(RuntimeError):
 def locked(record: Path) -> Iterator[None]:
     """Hold `record` for this process. The system frees the lock when the process ends, however it ends.
 
-    Raises Busy where another process holds it. Without fcntl (Windows) there is no lock.
+    Raises Busy where another process holds it, OSError where the file system has no locks. Without fcntl (Windows)
+    nothing is locked.
     """
     try:
         import fcntl
@@ -60,10 +62,28 @@ def locked(record: Path) -> Iterator[None]:
         return
     record.parent.mkdir(parents=True, exist_ok=True)
     path = record.with_suffix(".lock")
-    with open(path, "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise Busy(f"{record} is being written by another process: wait for it, or stop it") from error
-        yield
-    path.unlink(missing_ok=True)
+    while True:
+        with open(path, "w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise Busy(f"{record} is being written by another process: wait for it, or stop it") from error
+            except OSError as error:
+                raise OSError(
+                    f"{path} cannot be locked ({error}): this file system has no locks; record on another one, "
+                    "such as a local disk, and copy the records"
+                ) from error
+            if not _is_at(file.fileno(), path):
+                continue  # its holder removed it after we had opened it: others would lock a new file
+            try:
+                yield
+            finally:
+                path.unlink(missing_ok=True)  # while it is held
+            return
+
+
+def _is_at(descriptor: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False

@@ -2,18 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import sys
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-CHOICES = {
-    "model": ("convnet",),
-    "norm": ("bn", "ln", "in", "gn", "mn", "cn", "none"),
-    "contexts": ("none", "gmm", "random", "shuffled", "one", "superclass"),
+Options = Mapping[str, Any] | tuple[tuple[str, Any], ...]
+
+# "model", "norm", "contexts", "optimizer" (build.py) and "task" (trainer.py) join: the very tables that runs are built
+# from, so that a row which an experiment's file adds there is a choice here, once that file is imported.
+CHOICES: dict[str, Collection[str]] = {
     "encoder": ("table", "linear", "embedder"),
     "inference": ("cn", "cn+", "both"),
-    "optimizer": ("rmsprop", "sgd", "adamw"),
     "precision": ("fp32", "bf16", "fp64"),
+}
+
+
+def _finite(value: Any) -> bool:
+    return type(value) in (int, float) and abs(value) <= sys.float_info.max
+
+
+def _are_slots(value: Any) -> bool:
+    return (
+        isinstance(value, tuple | list) and all(isinstance(v, str) for v in value) and 0 < len({*value}) == len(value)
+    )
+
+
+def _are_options(value: Any) -> bool:
+    try:
+        pairs = dict(value).items()
+    except (TypeError, ValueError):
+        return False
+    return all(isinstance(k, str) and (v is None or isinstance(v, str | bool) or _finite(v)) for k, v in pairs)
+
+
+# annotation of a field: what an error says was expected, and whether a value is that
+KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "str": ("text", lambda v: isinstance(v, str)),
+    "bool": ("True or False", lambda v: isinstance(v, bool)),
+    "int": ("an int", lambda v: type(v) is int),
+    "int | None": ("an int or None", lambda v: v is None or type(v) is int),
+    "float": ("a finite number", _finite),
+    "tuple[str, ...]": ("a tuple of different slots, at least one", _are_slots),
+    "Options": ("a mapping of names to text, finite numbers, True, False or None", _are_options),
 }
 
 
@@ -30,6 +61,9 @@ class Config:
     train_size, test_size: stratified subset, the same for every seed; None takes all
     flip, crop   augmentation: horizontal flips; shifts by up to `crop` pixels over a black border
     seed         of weights, order of the images, augmentation and contexts
+    task         the Trainer that trains and tests it; model: see `cnlib.models`
+    options      what only this model or task has, e.g. {"patch": 4}; kept as sorted pairs: read dict(config.options)
+    called       the method's name where norm and contexts do not tell it from another, e.g. "cn-patches"
     """
 
     dataset: str = "digits"
@@ -56,20 +90,34 @@ class Config:
     channels_last: bool = True
     compile: bool = False
     seed: int = 0
+    task: str = "classify"
+    options: Options = ()
+    called: str = ""
 
     def __post_init__(self) -> None:
+        for field in fields(self):
+            value, (expected, fits) = getattr(self, field.name), KINDS[str(field.type)]
+            if not fits(value):
+                raise ValueError(f"{field.name}={value!r}: expected {expected}")
+            if field.type == "float":
+                object.__setattr__(self, field.name, float(value))
         object.__setattr__(self, "placement", tuple(self.placement))
+        object.__setattr__(self, "options", tuple(sorted(dict(self.options).items())))
+        if taken := dict(self.options).keys() & self.__dataclass_fields__.keys():
+            raise ValueError(f"options: {', '.join(sorted(taken))} is a field of the configuration itself: set that")
         for name, allowed in CHOICES.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name}={getattr(self, name)!r}: expected one of {', '.join(allowed)}")
-        for name in ("num_contexts", "epochs", "batch_size", "width", "lr"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name}={getattr(self, name)}: expected a number above 0")
+        for name in ("num_contexts", "epochs", "batch_size", "train_size", "test_size", "width", "lr"):
+            if getattr(self, name) is not None and not getattr(self, name) > 0:
+                raise ValueError(f"{name}={getattr(self, name):g}: expected a number above 0")
         for name in ("weight_decay", "momentum", "crop", "seed"):
             if getattr(self, name) < 0:
-                raise ValueError(f"{name}={getattr(self, name)}: expected 0 or more")
+                raise ValueError(f"{name}={getattr(self, name):g}: expected 0 or more")
+        if self.seed >= 2**63:
+            raise ValueError(f"seed={self.seed}: expected less than 2**63")
         if self.norm == "cn" and self.contexts == "none":
-            raise ValueError("norm 'cn' needs contexts: gmm, random, shuffled, superclass, or one for the control")
+            raise ValueError(f"norm 'cn' needs contexts: {', '.join(c for c in CHOICES['contexts'] if c != 'none')}")
         if self.contexts != "none" and self.norm not in ("cn", "mn"):
             raise ValueError(f"contexts={self.contexts!r} with norm {self.norm!r}: only cn and mn use contexts")
         if self.contexts == "one" and self.num_contexts != 1:
@@ -82,10 +130,10 @@ class Config:
         """How records, tables and figures call it: "bn", "mn", "mn-em", "cn", "cn-random", "cn-one", ..."""
         kind = {"gmm": "", "none": "-em"}.get(self.contexts, f"-{self.contexts}")
         plus = "+" if self.inference == "cn+" else ""
-        return f"{self.norm}{kind}{plus}" if self.norm in ("mn", "cn") else self.norm
+        return (self.called or (f"{self.norm}{kind}" if self.norm in ("mn", "cn") else self.norm)) + plus
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        return asdict(self) | {"options": dict(self.options)}
 
     @classmethod
     def from_dict(cls, given: Mapping[str, Any]) -> Config:

@@ -7,6 +7,7 @@ import os
 import time
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -17,7 +18,7 @@ from cnlib.training import checkpoint, distributed, records
 from cnlib.training.config import Config
 from cnlib.training.metrics import plain
 from cnlib.training.progress import reporter
-from cnlib.training.trainer import Trainer
+from cnlib.training.trainer import TASKS
 
 
 def train(
@@ -33,8 +34,10 @@ def train(
 
     record: path of the JSON Lines file; checkpoint and lock lie beside it. None keeps everything in memory.
     data: instead of ``cnlib.data.load(config.dataset)``. progress: None shows a bar where somebody watches.
-    until: ``time.monotonic()`` by which to stop; no epoch starts that would end later. The run is then "unfinished".
-    Raises ValueError where `record` holds another configuration, checkpoint.Busy where another process writes it.
+    until: ``time.monotonic()`` by which to stop: no epoch starts after it, nor one that would end later if it took as
+    long as the one before. The run is then "unfinished".
+    Raises ValueError where `record` holds another configuration, other data or no run at all, checkpoint.Busy where
+    another process writes it.
     A loss that is no longer finite ends the run with status "diverged".
 
     Started by torchrun, all processes share the run: each calls this with the same arguments and trains on its part of
@@ -46,34 +49,82 @@ def train(
     path = None if record is None else Path(record)
     with distributed.together(), ExitStack() as stack:
         _check_processes(config)
-        if path is not None and (lines := distributed.from_leader(lambda: _take(path, config, stack))):
+        lines, state = distributed.from_leader(lambda: _take(path, config, stack))
+        if path and whole(lines):
+            if data is not None:
+                distributed.from_leader(lambda: _check_data(path, lines, data))
             return records.as_run(path.stem, lines)
-        return _train(config, path, data, device, progress, until)
+        return _train(config, path, lines, state, data, device, progress, until)
+
+
+def fetch(name: str) -> ImageData:
+    """``cnlib.data.load``; of several processes the first goes ahead, since it may have to download."""
+    with distributed.together():
+        distributed.from_leader(lambda: load_data(name) and None)
+        return load_data(name)
+
+
+def look(path: Path, config: Config) -> tuple[list[records.Line], dict[str, Any] | None]:
+    """(lines, state): what files hold of this run. The record, if it is whole; else the checkpoint, with its lines.
+
+    Nothing is written. Raises ValueError where a file is damaged or belongs to another configuration.
+    """
+    lines, saved = records.read_lines(path) if path.exists() else [], path.with_suffix(".pt")
+    if lines:
+        _check_config(path, records.read(path).config, config)
+    if whole(lines) or not (state := checkpoint.load(saved)):
+        return lines, None
+    lines = json.loads(state["lines"])
+    _check_config(saved, Config.from_dict(lines[0]["config"]), config)
+    return lines, state
 
 
 def _check_processes(config: Config) -> None:
     for rank, other in enumerate(distributed.from_all(config)):
         if other != config:
-            raise ValueError(f"process {rank} is to train another configuration: {config.difference(other)}")
+            raise ValueError(f"process {rank} is to train another configuration: {other.difference(config)}")
     if config.batch_size < distributed.size():
         raise ValueError(f"batch_size={config.batch_size}: expected at least one image for each of the processes")
 
 
-def _take(path: Path, config: Config, stack: ExitStack) -> list[records.Line]:
-    """Lock the record until the stack closes; its lines, where it holds the whole run."""
-    stack.enter_context(checkpoint.locked(path))
-    lines = records.read_lines(path) if path.exists() else []
-    if lines and (other := Config.from_dict(lines[0]["config"])) != config:
+def _check_config(file: Path, other: Config, config: Config) -> None:
+    if other != config:
         raise ValueError(
-            f"{path} records another configuration ({config.difference(other)}): "
+            f"{file} records another configuration ({other.difference(config)}): "
             "choose another file, or move that one away"
         )
-    return lines if lines and lines[-1]["type"] == "final" else []
+
+
+def _check_data(path: Path, lines: list[records.Line], data: ImageData) -> None:
+    checksum = lines[0]["provenance"].get("data", data.checksum)
+    if checksum != data.checksum:
+        raise ValueError(
+            f"{path} records a run on other data: checksum {checksum}, and {data.name} has {data.checksum} now. "
+            "Restore those images, or choose another file"
+        )
+
+
+def whole(lines: list[records.Line]) -> bool:
+    """Whether they are all of a run."""
+    return bool(lines) and lines[-1]["type"] == "final"
+
+
+def _take(path: Path | None, config: Config, stack: ExitStack) -> tuple[list[records.Line], dict[str, Any] | None]:
+    """What `look` finds; where that is not the whole run, the record is locked until the stack closes."""
+    if path is None:
+        return [], None
+    # before the lock: a finished record may lie where nothing can be written
+    if not whole((found := look(path, config))[0]):
+        stack.enter_context(checkpoint.locked(path))
+        found = look(path, config)
+    return found
 
 
 def _train(
     config: Config,
     path: Path | None,
+    lines: list[records.Line],
+    state: dict[str, Any] | None,
     data: ImageData | None,
     device: torch.device,
     progress: bool | None,
@@ -83,26 +134,20 @@ def _train(
     with ExitStack() as stack:
         # the caller's random numbers are none of our business: they go on as if nothing had been drawn here
         stack.callback(checkpoint.set_rng_state, checkpoint.rng_state(device), device)
+        images = fetch(config.dataset) if data is None else data
+        if path and lines:
+            distributed.from_leader(lambda: _check_data(path, lines, images))
         saved = path.with_suffix(".pt") if path else None
-        state = distributed.from_leader(
-            lambda: checkpoint.load(saved, torch.device("cpu")) if saved and saved.exists() else None
-        )
-        lines: list[records.Line] = json.loads(state["lines"]) if state else []
-        if lines and (other := Config.from_dict(lines[0]["config"])) != config:
-            raise ValueError(f"{saved} belongs to another configuration ({config.difference(other)}): move it away")
-        if data is None:
-            distributed.from_leader(lambda: load_data(config.dataset) and None)  # it may have to be fetched: once
-            data = load_data(config.dataset)
-        trainer = Trainer(config, data.subset(config.train_size, config.test_size), device, state)
+        trainer = TASKS[config.task](config, images.subset(config.train_size, config.test_size), device, state)
         begun = {
-            "provenance": records.provenance(device, data.checksum),
+            "provenance": records.provenance(device, images.checksum),
             "contexts_seconds": trainer.contexts_seconds,
             "setup_seconds": time.perf_counter() - mark,
         }
-        if lines:
+        if state:
             lines.append({"type": "resume", "after_epoch": trainer.epoch, **begun})
-        else:
-            lines.append({"type": "header", "config": config.to_dict(), **begun})
+        else:  # a record without its checkpoint starts again
+            lines = [{"type": "header", "config": config.to_dict(), **begun}]
         name = path.stem if path else f"{config.method}-s{config.seed}"
         report, close = reporter(config.epochs, name, progress if distributed.leader() else False)
         stack.callback(close)
@@ -129,8 +174,9 @@ def _train(
         if trainer.epoch == config.epochs or _diverged(lines):
             status = "diverged" if _diverged(lines) else "finished"
             lines.append({"type": "final", "status": status, **records.summary(lines), **trainer.memory()})
-            if path and distributed.leader():
+            if path and saved and distributed.leader():
                 records.write_lines(path, lines)
+                saved.unlink(missing_ok=True)  # the record is whole and on disk: nothing reads its checkpoint any more
     run = records.as_run(name, lines)
     run.model = synchronize(trainer.model, False)
     return run

@@ -48,7 +48,10 @@ class Meter:
         self.sizes.append(len(labels))
 
     def compute(self) -> dict[str, float]:
-        """{name: value} for NAMES, over what all processes saw; the loss is not finite once one batch's was not."""
+        """{name: value} for NAMES, over what all processes saw; the loss is not finite once one batch's was not.
+
+        Five classes or fewer have no top-5: it would be 1 whatever the model.
+        """
         losses = torch.stack(self.losses).cpu().double() if self.losses else torch.zeros(0, dtype=torch.float64)
         loss = float(losses @ torch.tensor(self.sizes, dtype=torch.float64))
         seen = distributed.from_all((sum(self.sizes), loss, int(self.top5), self.confusion.cpu()))
@@ -60,7 +63,8 @@ class Meter:
             top5 / n,
             *macro_scores(confusion),
         )
-        return dict(zip(NAMES, values, strict=True))
+        found = dict(zip(NAMES, values, strict=True))
+        return found if len(confusion) > 5 else {key: value for key, value in found.items() if key != "top5"}
 
 
 def plain(value: float | list[float]) -> float | None | list[Any]:

@@ -68,13 +68,15 @@ def read_lines(path: Path) -> list[Line]:
         try:
             if row.strip():
                 lines.append(json.loads(row))
+                if not isinstance(lines[-1], dict) or "type" not in lines[-1]:
+                    raise ValueError(f"{path}: not a record of a run (line {number} is no object with a type)")
         except json.JSONDecodeError as error:
             if number < len(rows):
                 raise ValueError(
                     f"{path}, line {number} is not JSON ({error}): restore or remove the record"
                 ) from error
-    if lines and lines[0].get("type") != "header":
-        raise ValueError(f"{path} does not start with a header line: it is not a record of a run")
+    if lines and lines[0]["type"] != "header":
+        raise ValueError(f"{path}: not a record of a run (it does not start with a header line)")
     return lines
 
 
@@ -84,7 +86,12 @@ def read(path: str | os.PathLike[str]) -> Run:
     lines = read_lines(path)
     if not lines:
         raise ValueError(f"{path} is empty: remove it")
-    return as_run(path.stem, lines)
+    try:
+        return as_run(path.stem, lines)
+    except KeyError as error:
+        raise ValueError(f"{path}: not a record of a training run (it lacks {error})") from error
+    except (AttributeError, TypeError, ValueError) as error:
+        raise ValueError(f"{path}: not a record of a training run ({error})") from error
 
 
 def as_run(name: str, lines: list[Line]) -> Run:

@@ -84,6 +84,37 @@ def test_verify_names_the_file_that_changed(home):
         cnlib.data.verify("mine")
 
 
+@pytest.mark.parametrize("mark", [" ", "*"])
+def test_verify_reads_what_sha256sum_writes(home, mark):
+    cnlib.data.write_folder(home / "mine", arrays(), list("abcde"))
+    sums = home / "mine" / "SHA256SUMS"
+    whole = sums.read_text().replace("  ", f" {mark}")
+    sums.write_text(whole)
+    assert len(cnlib.data.verify("mine")) == 4
+    sums.write_text(whole + "sum of everything\n")
+    with pytest.raises(ValueError, match="SHA256SUMS: 'sum of everything' is not a line of sha256sum"):
+        cnlib.data.verify("mine")
+    sums.write_text("".join(whole.splitlines(keepends=True)[1:]))
+    with pytest.raises(ValueError, match="SHA256SUMS has no checksum of train_images.npy"):
+        cnlib.data.verify("mine")
+
+
+def test_verify_without_a_folder_and_outside_the_data(home):
+    with pytest.raises(FileNotFoundError, match="nowhere does not exist: fetch nowhere first"):
+        cnlib.data.verify("nowhere")
+    for name in ("../..", "..", "/etc"):
+        with pytest.raises(ValueError, match="expected a plain folder name"):
+            cnlib.data.verify(name)
+
+
+def test_the_place_of_the_data_is_a_file(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("CNLIB_DATA", str(tmp_path / "file"))
+    for use in (cnlib.data.root, lambda: cnlib.data.load("cifar10"), lambda: cnlib.data.verify("cifar10")):
+        with pytest.raises(ValueError, match="CNLIB_DATA is .*file, a file: expected a folder"):
+            use()
+
+
 def test_truncated_and_incomplete_folders(home):
     cnlib.data.write_folder(home / "mine", arrays(), list("abcde"))
     path = home / "mine" / "train_images.npy"

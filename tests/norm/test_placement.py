@@ -166,6 +166,11 @@ def test_distributed_data_parallel(tmp_path):
         torch.distributed.destroy_process_group()
 
 
+class Transposed(nn.Module):
+    def forward(self, x):
+        return x.mT
+
+
 class TestConvert:
     def model(self):
         deep = nn.Sequential(nn.Conv2d(4, 6, 3), nn.GroupNorm(2, 6))
@@ -197,6 +202,25 @@ class TestConvert:
 
     def test_the_model_itself(self):
         assert isinstance(cnlib.convert(nn.BatchNorm1d(3), {"": cnlib.BatchNorm}), cnlib.BatchNorm)
+
+    @pytest.mark.parametrize("key", ["*", "a.0", "b.0", "b.?"])
+    def test_a_shared_layer_is_swapped_under_all_its_names(self, key):
+        model = nn.Module()
+        model.a = nn.Sequential(nn.BatchNorm1d(3))
+        model.b = nn.Sequential(model.a[0], nn.BatchNorm1d(2))
+        cnlib.convert(model, {key: cnlib.BatchNorm, "b.1": cnlib.LayerNorm})
+        assert isinstance(model.a[0], cnlib.BatchNorm) and model.b[0] is model.a[0]
+        assert isinstance(model.b[1], cnlib.LayerNorm)
+
+    def test_torchs_layer_norm_has_its_channels_on_another_axis(self):
+        model = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+        for factory in (cnlib.LayerNorm, lambda c: cnlib.ContextNorm(c, 3), lambda c: cnlib.MixtureNorm(c, 3)):
+            with pytest.raises(ValueError, match="'norm1' is an nn.LayerNorm.*last axis.*axis 1.*Leave this layer out"):
+                cnlib.convert(model, {"norm?": factory})
+        assert isinstance(model.norm1, nn.LayerNorm)
+        cnlib.convert(model, {"norm?": lambda c: nn.Sequential(Transposed(), cnlib.BatchNorm(c), Transposed())})
+        x = torch.randn(2, 5, 8)
+        assert_same(model.norm2(x), nn.BatchNorm1d(8)(x.flatten(0, 1)).view_as(x), atol=1e-5, rtol=1e-5)
 
     @pytest.mark.parametrize(
         ("key", "factory", "error", "message"),

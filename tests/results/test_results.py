@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -41,12 +42,25 @@ def test_loading_a_folder_of_records(tmp_path):
     assert len(frame) == 3 and set(frame["profile"]) == {"paper", "reduced"}
 
 
-def test_nothing_recorded(tmp_path):
-    with pytest.raises(ValueError, match="no runs recorded as"):
+def test_nothing_recorded(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=f"no folder {tmp_path}/no-such-experiment, nor .*which has convnet"):
         results.load("no-such-experiment")
+    with pytest.raises(ValueError, match=rf"no records in {tmp_path}.*\*\.jsonl"):
+        results.load(tmp_path)
     write(tmp_path, "bn", 0, [0.3])
-    with pytest.raises(ValueError, match="of profile 'paper'"):
+    with pytest.raises(ValueError, match=f"of profile 'paper' among the 1 in {tmp_path}"):
         results.load(tmp_path, profile="paper")
+
+
+def test_a_path_is_a_folder_whatever_the_package_has_under_its_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=f"no folder {tmp_path}/convnet"):
+        results.load(Path("convnet"))
+    for name in ("convnet", "mine"):
+        write(tmp_path / name, "bn", 0, [0.3])
+    assert [len(results.load(path)) for path in (Path("convnet"), "./convnet", "mine")] == [1, 1, 1]
+    assert len(results.load("convnet")) > 1
 
 
 @pytest.mark.parametrize("experiment", results.experiments())

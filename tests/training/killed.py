@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import sys
+from pathlib import Path
 
 import torch
 import torch._dynamo  # an optimizer's first step imports it: seconds, here once for all
@@ -37,6 +38,9 @@ def child(record, config, moment, count):
         Trainer.step = dying(Trainer.step, count)
     elif moment == "checkpoint":  # the checkpoint is written, the line is not
         checkpoint.save = dying(checkpoint.save, count)
+    elif moment == "unlink":  # the last line is written, the checkpoint is still there
+        unlink, kill = Path.unlink, dying(None, 1, before=True)
+        Path.unlink = lambda path, **options: (kill if path.suffix == ".pt" else unlink)(path, **options)
     else:  # a temporary file is complete and not yet in place
         records.os.replace = dying(os.replace, count, before=True)
     train(Config.from_dict(config), record)

@@ -52,6 +52,8 @@ def share(rank, folder):
     loop._too_late = lambda lines, _: rank == 0 and len(lines) > 1
     result["stopped"] = train(CONFIGS["mn-em"], mine / "resumed.jsonl").status
     loop._too_late = too_late
+    if rank == 0:
+        (mine / "kept.pt").write_bytes((mine / "resumed.pt").read_bytes())
     result["resumed"] = train(CONFIGS["mn-em"], mine / "resumed.jsonl").model.state_dict()
     result["again"] = train(CONFIGS["mn-em"], mine / "resumed.jsonl").status
     try:
@@ -111,7 +113,10 @@ def test_two_processes_train_what_one_does(shared, folder, name):
 
 
 def test_one_process_writes(folder):
-    assert {path.suffix for path in (folder / "0").iterdir()} == {".jsonl", ".pt", ".lock"}
+    assert {path.name for path in (folder / "0").iterdir()} == {
+        *(f"{name}.jsonl" for name in (*CONFIGS, "resumed")),
+        "kept.pt",
+    }
     assert not (folder / "1").exists()
 
 
@@ -126,11 +131,12 @@ def test_resumed_is_uninterrupted(shared, folder):
 
 
 def test_one_process_goes_on_where_two_stopped(folder, tmp_path):
-    state = checkpoint.load(folder / "0" / "mn-em.pt", torch.device("cpu"))
-    lines = json.loads(state["lines"])
-    assert [line["type"] for line in lines] == ["header", "epoch", "epoch", "epoch"]
-    (tmp_path / "run.pt").write_bytes((folder / "0" / "mn-em.pt").read_bytes())
-    assert train(CONFIGS["mn-em"], tmp_path / "run.jsonl").status == "finished"
+    kept = folder / "0" / "kept.pt"
+    assert [line["type"] for line in json.loads(checkpoint.load(kept)["lines"])] == ["header", "epoch"]
+    (tmp_path / "run.pt").write_bytes(kept.read_bytes())
+    run, whole = train(CONFIGS["mn-em"], tmp_path / "run.jsonl"), read(folder / "0" / "mn-em.jsonl")
+    assert run.status == "finished"
+    torch.testing.assert_close(*(torch.tensor(r.epochs["test_loss"]) for r in (run, whole)), rtol=1e-6, atol=1e-6)
 
 
 def test_an_error_all_share_leaves_the_processes_alive(shared):

@@ -98,6 +98,24 @@ def test_bf16_and_contiguous_layout():
         ({"seed": -1}, "seed=-1"),
         ({"norm": "cn", "contexts": "one"}, "expected 1"),
         ({"inference": "cn+"}, "only cn has"),
+        ({"task": "sort"}, "task='sort': expected one of classify"),
+        ({"epochs": 1.5}, "epochs=1.5: expected an int"),
+        ({"epochs": True}, "epochs=True: expected an int"),
+        ({"batch_size": 2.5}, "batch_size=2.5: expected an int"),
+        ({"train_size": "all"}, "train_size='all': expected an int or None"),
+        ({"test_size": 0}, "test_size=0: expected a number above 0"),
+        ({"compile": "false"}, "compile='false': expected True or False"),
+        ({"lr": "abc"}, "lr='abc': expected a finite number"),
+        ({"lr": float("nan")}, "lr=nan: expected a finite number"),
+        ({"width": 10**400}, "width=1.*: expected a finite number"),
+        ({"seed": 2**63}, "seed=9223372036854775808: expected less than"),
+        ({"dataset": 3}, "dataset=3: expected text"),
+        ({"placement": "conv3"}, "placement='conv3': expected a tuple"),
+        ({"placement": ()}, "at least one"),
+        ({"placement": ("conv1", "conv1")}, "different slots"),
+        ({"options": "abc"}, "options='abc': expected a mapping"),
+        ({"options": {"patch": [4]}}, "options={'patch': .4.}: expected a mapping"),
+        ({"options": {"lr": 1.0}}, "options: lr is a field"),
     ],
 )
 def test_bad_configurations(arguments, message):
@@ -106,8 +124,15 @@ def test_bad_configurations(arguments, message):
 
 
 def test_config_survives_json():
-    config = Config(placement=("conv1", "conv3"), train_size=10)
-    assert Config.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+    config = Config(placement=("conv1", "conv3"), train_size=10, options={"b": 2, "a": None}, called="bn-two")
+    again = Config.from_dict(json.loads(json.dumps(config.to_dict())))
+    assert again == config == replace(config) and hash(again) == hash(config) and config.method == "bn-two"
+    assert config.to_dict()["options"] == {"a": None, "b": 2}
+
+
+def test_a_record_without_the_newer_fields_is_of_the_same_configuration():
+    old = {key: value for key, value in Config().to_dict().items() if key not in ("task", "options", "called")}
+    assert Config.from_dict(old) == Config()
     with pytest.raises(ValueError, match="unknown fields.*colour"):
         Config.from_dict({"colour": 1})
 
