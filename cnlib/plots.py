@@ -16,6 +16,7 @@ from cnlib.results import Difference, Interval, by_method, interval
 from cnlib.training.records import Run
 
 if TYPE_CHECKING:
+    from IPython.display import HTML
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
@@ -260,6 +261,16 @@ def differences(panels: Mapping[str, Mapping[str, Difference]], label: str) -> F
     axes[0, 0].annotate(key, (1.01, 1), xycoords="axes fraction", va="bottom", fontsize=8, color=MUTED)
     axes[-1, 0].set_xlabel(label)
     return fig
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> HTML:
+    """A table as HTML, which every notebook viewer shows; on a phone it scrolls in its own box."""
+    import pandas as pd
+    from IPython.display import HTML
+
+    body = pd.DataFrame(rows, columns=head).to_html(index=False, border=0, justify="left")
+    body = body.replace(" ± ", "\u00a0±\u00a0")  # an interval stays on one line
+    return HTML(f'<div style="overflow-x: auto" tabindex="0">{body}</div>')
 
 
 def histograms(

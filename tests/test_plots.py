@@ -198,3 +198,10 @@ def test_figures_are_cards_and_shown_once():
     from matplotlib.colors import to_hex
 
     assert to_hex(fig.get_facecolor()) == plots.CARD
+
+
+def test_tables_are_html_and_keep_an_interval_on_one_line():
+    pytest.importorskip("IPython")
+    found = plots.table(["method", "accuracy"], [["BN & co", "59.5 ± 2.8 %"]]).data
+    assert "<th>accuracy</th>" in found and "59.5\u00a0±\u00a02.8 %" in found and "BN &amp; co" in found
+    assert 'tabindex="0"' in found  # the box is within the keyboard's reach
