@@ -109,8 +109,8 @@ def test_choices_are_the_tables_themselves():
 
 
 def test_an_option_that_nobody_takes_is_an_error():
-    config = replace(TOY.config("bn", profile="smoke"), options={"hiden": 6, "weight": 0.1})
-    with pytest.raises(ValueError, match="options: no hiden; toy takes hidden, adapt takes weight"):
+    config = replace(TOY.config("bn", profile="smoke"), options={"unheard": 6, "weight": 0.1})
+    with pytest.raises(ValueError, match="options: no unheard; toy takes hidden, adapt takes weight"):
         train(config)
 
 
