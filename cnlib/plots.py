@@ -264,13 +264,13 @@ def differences(panels: Mapping[str, Mapping[str, Difference]], label: str) -> F
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> HTML:
-    """A table as HTML, which every notebook viewer shows; on a phone it scrolls in its own box."""
+    """A table as HTML, which every notebook viewer shows. Short entries stay on one line; it scrolls in its own box."""
     import pandas as pd
     from IPython.display import HTML
 
-    body = pd.DataFrame(rows, columns=head).to_html(index=False, border=0, justify="left")
-    body = body.replace(" ± ", "\u00a0±\u00a0")  # an interval stays on one line
-    return HTML(f'<div style="overflow-x: auto" tabindex="0">{body}</div>')
+    lines = [[entry.replace(" ", "\u00a0") if len(entry) <= 40 else entry for entry in row] for row in rows]
+    body = pd.DataFrame(lines, columns=head).to_html(index=False, border=0, justify="left")
+    return HTML(f'<div style="overflow-x: auto; font-size: 0.85em" tabindex="0">{body}</div>')
 
 
 def histograms(

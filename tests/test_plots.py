@@ -203,5 +203,5 @@ def test_figures_are_cards_and_shown_once():
 def test_tables_are_html_and_keep_an_interval_on_one_line():
     pytest.importorskip("IPython")
     found = plots.table(["method", "accuracy"], [["BN & co", "59.5 ± 2.8 %"]]).data
-    assert "<th>accuracy</th>" in found and "59.5\u00a0±\u00a02.8 %" in found and "BN &amp; co" in found
+    assert "<th>accuracy</th>" in found and "59.5\u00a0±\u00a02.8\u00a0%" in found and "BN\u00a0&amp;\u00a0co" in found
     assert 'tabindex="0"' in found  # the box is within the keyboard's reach
