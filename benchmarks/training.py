@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from benchmarks.layers import peak_bytes
 from cnlib.data import ImageData, load
 from cnlib.models import ConvNet
-from cnlib.training import TASKS, Config, Trainer
+from cnlib.training import Config, Trainer
 from cnlib.training.batches import moments
 from cnlib.training.build import OPTIMIZERS
 
@@ -116,7 +116,7 @@ def throughput(
     config = Config(dataset="random", width=width, flip=True, batch_size=256)
     images = size // config.batch_size * config.batch_size
     usual = {workers: UsualLoop(config, data, device, workers) for workers in WORKERS}
-    ours = {flag: TASKS[config.task](replace(config, compile=flag), data, device) for flag in compiled}
+    ours = {flag: Trainer(replace(config, compile=flag), data, device) for flag in compiled}
     first = {flag: trainer.run_epoch()["train_seconds"] for flag, trainer in ours.items()}
     for loop in usual.values():
         loop.run_epoch()
@@ -162,8 +162,7 @@ def cost(
     """
     data = load(dataset).subset(size, 256)
     common: dict[str, Any] = {"dataset": dataset, "width": width, "placement": placement, "flip": True}
-    configs = {name: Config(**common, **fields) for name, fields in METHODS.items()}
-    trainers = {name: TASKS[config.task](config, data, device) for name, config in configs.items()}
+    trainers = {name: Trainer(Config(**common, **fields), data, device) for name, fields in METHODS.items()}
     for trainer in trainers.values():  # warms up: allocations, optimizer state, running mixtures
         for batch, _ in zip(trainer.train.ordered(trainer.config.batch_size), range(2), strict=False):
             trainer.step(batch)

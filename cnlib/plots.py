@@ -192,12 +192,11 @@ def intervals(
     ax: Axes | None = None,
     scale: float = 100.0,
     reference: Mapping[str, float] | None = None,
-    zero: bool = False,
 ) -> Figure:
     """One row a method: the mean as a dot, its interval as a bar, the numbers beside it.
 
     label: of the axis, with unit; values are multiplied by `scale` (100: percent). reference: published values, already
-    in the axis' unit, as open diamonds. zero: draw a line at 0, for differences.
+    in the axis' unit, as open diamonds.
     """
     fig, ax = _axes(ax, height=0.9 + 0.42 * len(values))
     for row, (name, value) in enumerate(values.items()):
@@ -215,9 +214,7 @@ def intervals(
     ax.set_ylim(len(values) - 0.5, -0.5)
     ax.grid(False, axis="y")
     ax.set_xlabel(label)
-    if zero:
-        ax.axvline(0, color=MUTED, linewidth=1)
-    elif scale == 100:
+    if scale == 100:
         low, high = ax.get_xlim()
         ax.set_xlim(max(low, 0), min(high, 100))
     if reference:

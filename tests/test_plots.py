@@ -165,7 +165,7 @@ def test_units(metric, factor, label):
 
 def test_intervals_histograms_and_images_draw():
     values = {"bn": Interval(0.6, 0.01, 3), "cn-random": Interval(0.58, float("nan"), 1)}
-    fig = plots.intervals(values, "test accuracy (%)", reference={"bn": 62.0}, zero=True)
+    fig = plots.intervals(values, "test accuracy (%)", reference={"bn": 62.0})
     assert {"60.0 ± 1.0", "58.0", "CN, random contexts", "published"} <= set(texts(fig))
     fig = plots.histograms({"bn": np.zeros(5), "before": np.zeros(5)}, "activation")
     assert {"BN", "before", "activation", "density"} <= set(texts(fig))

@@ -78,6 +78,8 @@ class Experiment:
         return _merged(self.published, setting, self.profiles[profile], self.methods[method], run)
 
     def _setting(self, placement: tuple[str, ...] | None) -> Fields:
+        if placement is None:
+            return {}
         settings = (setting for grids in self.sweeps.values() for grid in grids for setting in grid.settings)
         return next((setting for setting in settings if setting.get("placement") == placement), {})
 

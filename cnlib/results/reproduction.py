@@ -154,13 +154,13 @@ def _cell(name: str, row: Row, experiment: Experiment | None, recorded: _Recorde
     gap = _gap(value, row, baseline, table)
     for profile in reversed([*experiment.profiles]):
         runs = recorded.find(experiment, printed, profile, str(row["model"]), row)
-        ours, late = _percent(runs, metric, row, best=True), _percent(runs, metric, row, last=LATE)
+        ours, late = readings = _readings(runs, metric, row)
         if not ours:
             continue
         best = interval([*ours.values()])
         against = experiment.printed[table]
         others = {} if row["model"] == baseline else recorded.find(experiment, against, profile, baseline, row)
-        difference = _difference(runs, others, metric, row)
+        difference = _difference(readings, _readings(others, metric, row))
         return Cell(
             name,
             row,
@@ -192,22 +192,22 @@ def _share(config: Config, row: Row) -> str:
     return f"{epoch} of {config.epochs}" if epoch < config.epochs else ""
 
 
-def _percent(runs: Mapping[int, Run], metric: str, row: Row, best: bool = False, last: int = 1) -> dict[int, float]:
-    """{seed: percent} of the runs that did not diverge."""
-    values = {}
+def _readings(runs: Mapping[int, Run], metric: str, row: Row) -> tuple[dict[int, float], dict[int, float]]:
+    """Running best and mean of the last epochs, {seed: percent}, of the runs that did not diverge."""
+    best, late = {}, {}
     for seed, run in runs.items():
         if run.status == "finished":
             epoch = _epoch(run.config, row)
-            values[seed] = 100 * value_at(run, metric, epoch, best, min(last, epoch))
-    return values
+            best[seed] = 100 * value_at(run, metric, epoch, best=True)
+            late[seed] = 100 * value_at(run, metric, epoch, last=min(LATE, epoch))
+    return best, late
 
 
-def _difference(runs: Mapping[int, Run], others: Mapping[int, Run], metric: str, row: Row) -> Difference | None:
-    def paired(best: bool = False, last: int = 1) -> list[float]:
-        ours, theirs = (_percent(these, metric, row, best, last) for these in (runs, others))
-        return [ours[seed] - theirs[seed] for seed in ours if seed in theirs]
-
-    return Difference(interval(best), interval(paired(last=LATE))) if (best := paired(best=True)) else None
+def _difference(ours: tuple[dict[int, float], ...], theirs: tuple[dict[int, float], ...]) -> Difference | None:
+    best, late = (
+        [mine[seed] - other[seed] for seed in mine if seed in other] for mine, other in zip(ours, theirs, strict=True)
+    )
+    return Difference(interval(best), interval(late)) if best else None
 
 
 def _gap(value: float | None, row: Row, baseline: str, table: str) -> float | None:

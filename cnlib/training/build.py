@@ -26,13 +26,17 @@ NORMS: dict[str, Callable[[Config, int], nn.Module]] = {
     "cn": lambda config, c: cnlib.ContextNorm(c, config.num_contexts, encoder=config.encoder),
     "none": lambda config, c: nn.Identity(),
 }
+
+
+def _mixture(config: Config, at: str | None) -> contexts.GMMContexts:
+    return contexts.GMMContexts(config.num_contexts, seed=config.seed, device=at)
+
+
 CONTEXTS: dict[str, Callable[[Config, str | None], contexts.Contexts | None]] = {
     "none": lambda c, at: None,
-    "gmm": lambda c, at: contexts.GMMContexts(c.num_contexts, seed=c.seed, device=at),
+    "gmm": _mixture,
     "random": lambda c, at: contexts.RandomContexts(c.num_contexts, seed=c.seed),
-    "shuffled": lambda c, at: contexts.ShuffledContexts(
-        contexts.GMMContexts(c.num_contexts, seed=c.seed, device=at), seed=c.seed
-    ),
+    "shuffled": lambda c, at: contexts.ShuffledContexts(_mixture(c, at), seed=c.seed),
     "superclass": lambda c, at: contexts.SuperclassContexts(),
     "one": lambda c, at: contexts.RandomContexts(1),
 }

@@ -71,7 +71,7 @@ def look(path: Path, config: Config) -> tuple[list[records.Line], dict[str, Any]
     """
     lines, saved = records.read_lines(path) if path.exists() else [], path.with_suffix(".pt")
     if lines:
-        _check_config(path, records.read(path).config, config)
+        _check_config(path, records.run_of(path, lines).config, config)
     if whole(lines) or not (state := checkpoint.load(saved)):
         return lines, None
     lines = json.loads(state["lines"])

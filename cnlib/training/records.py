@@ -86,6 +86,11 @@ def read(path: str | os.PathLike[str]) -> Run:
     lines = read_lines(path)
     if not lines:
         raise ValueError(f"{path} is empty: remove it")
+    return run_of(path, lines)
+
+
+def run_of(path: Path, lines: list[Line]) -> Run:
+    """The run in the lines of a file; ValueError that names the file where they hold none."""
     try:
         return as_run(path.stem, lines)
     except KeyError as error:
@@ -111,7 +116,7 @@ def as_run(name: str, lines: list[Line]) -> Run:
 
 
 def summary(lines: list[Line]) -> dict[str, Any]:
-    """The running best on the test set (the papers reload it before each test), and the sum of all seconds."""
+    """The running best on the test set, which chooses its epoch by that set, and the sum of all seconds."""
     rows = [line for line in lines if line["type"] == "epoch"]
     best = max(rows, key=lambda row: row["test_accuracy"], default=None)
     seconds = sum(line.get("seconds", 0) + line.get("setup_seconds", 0) for line in lines)

@@ -69,8 +69,7 @@ class Trainer:
             {k: self.contexts.get(f"{part}_{k}") for k in ("ids", "responsibilities")} for part in ("train", "test")
         ]
         self.train = self.split(data.train_images, data.train_labels, statistics, **given[0])
-        self.test = self.split(data.test_images, data.test_labels, statistics, **given[1])
-        self.tests = {"test": self.test}
+        self.tests = {"test": self.split(data.test_images, data.test_labels, statistics, **given[1])}
 
     def split(
         self, images: np.ndarray, labels: np.ndarray, statistics: tuple[Tensor, Tensor], **contexts: Tensor | None

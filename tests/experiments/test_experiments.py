@@ -170,7 +170,7 @@ def test_the_estimate_scales_two_steps_up_to_the_run(monkeypatch):
     seen = []
 
     def run_epoch(self):
-        seen.append((len(self.train), len(self.test)))
+        seen.append((len(self.train), len(self.tests["test"])))
         return {"train_seconds": 2.0, "eval_seconds": 1.0}
 
     monkeypatch.setattr(Trainer, "run_epoch", run_epoch)
