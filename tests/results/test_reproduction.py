@@ -50,7 +50,7 @@ def test_the_verdict_is_on_the_difference_from_bn_on_equal_seeds(cn, verdict):
     assert one(cells, dataset="cifar10", model="MN", epoch=100).verdict == "not yet run"
 
 
-@pytest.mark.parametrize("end, verdict", [((0.0, 0.0, 0.0), "reproduced"), ((-0.9, 0.0, 0.6), "within noise")])
+@pytest.mark.parametrize("end, verdict", [((0.0, 0.0, 0.0), "reproduced"), ((-0.5, -0.25, 0.0), "within noise")])
 def test_a_verdict_needs_the_running_best_and_the_last_epochs(end, verdict):
     cn = seeds("cn", 0.62, 0.63, 0.61)
     for seed, change in enumerate(end):
