@@ -56,7 +56,7 @@ test: setup ## run all tests, and every cell of every notebook (WORKERS=...)
 	$(ONE_THREAD) $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile $(if $(NOTEBOOKS),$(NBVAL)) tests $(if $(NOTEBOOKS),notebooks)
 
 bench: setup ## measure speed and memory against peers
-	$(BIN)/python -m benchmarks
+	$(BIN)/python -m studies
 
 lint: setup ## style, types, spelling, stripped notebooks; changes nothing
 	$(BIN)/ruff check .

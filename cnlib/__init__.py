@@ -35,13 +35,13 @@ __all__ = [
     "use_context",
 ]
 
-_LATER = ("contexts", "data", "experiments", "gmm", "models", "plots", "results", "training")
+_LATER = ("contexts", "data", "experiments", "mixture", "models", "plots", "results", "sweeps", "training")
 
 
 def __getattr__(name: str) -> Any:
     """Submodules, and what needs them, load on first use: the layers alone import in no time."""
     if name == "GaussianMixture":
-        return import_module("cnlib.gmm").GaussianMixture
+        return import_module("cnlib.mixture").GaussianMixture
     if name in _LATER:
         return import_module(f"cnlib.{name}")
     raise AttributeError(f"module 'cnlib' has no attribute {name!r}")

@@ -208,7 +208,7 @@ def _announce(configs: Mapping[str, Any], out: Path, device: str) -> None:
     from dataclasses import replace
 
     from cnlib import data
-    from cnlib.experiments.sweep import EXPLAINED, estimate, once, recorded
+    from cnlib.sweeps.run import EXPLAINED, estimate, once, recorded
 
     load, known, said = once(data.load), dict[Any, float | None](), set[str]()
     total, unknown = 0.0, 0
@@ -359,19 +359,19 @@ def bench(
         typer.Argument(metavar="PART", help="layers, mixture, train, cost, or all; then options"),
     ] = None,
 ) -> None:
-    """Measure speed and memory beside peers, in one run. Options go to `python -m benchmarks`.
+    """Measure speed and memory beside peers, in one run. Options go to `python -m studies`.
 
     cnlib bench layers --budget 0.2
     """
     import cnlib
 
     root = Path(cnlib.__file__).parents[1]
-    if not (root / "benchmarks" / "__main__.py").is_file():
+    if not (root / "studies" / "__main__.py").is_file():
         raise typer.BadParameter(
             "the benchmarks are in the repository, not in the package: clone it and run them there"
         )
     part = ["--only"] if given and not given[0].startswith("-") else []
-    command = [sys.executable, "-m", "benchmarks", *part, *(given or [])]
+    command = [sys.executable, "-m", "studies", *part, *(given or [])]
     raise typer.Exit(subprocess.run(command, cwd=root, check=False).returncode)
 
 

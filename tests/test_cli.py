@@ -216,7 +216,7 @@ def test_bench_passes_its_options_on(given, passed, monkeypatch):
     done = subprocess.CompletedProcess([], 0)
     monkeypatch.setattr(subprocess, "run", lambda command, **options: commands.append(command) or done)
     cnlib("bench", *given.split())
-    assert commands == [[sys.executable, "-m", "benchmarks", *passed.split()]]
+    assert commands == [[sys.executable, "-m", "studies", *passed.split()]]
 
 
 def test_bench_runs_in_the_repository_only(tmp_path, monkeypatch):
@@ -224,4 +224,4 @@ def test_bench_runs_in_the_repository_only(tmp_path, monkeypatch):
 
     monkeypatch.setattr(package, "__file__", str(tmp_path / "cnlib" / "__init__.py"))
     assert "in the repository" in cnlib("bench", "train", code=2)
-    assert Path(cli.__file__).parents[1].joinpath("benchmarks").is_dir()
+    assert Path(cli.__file__).parents[1].joinpath("studies").is_dir()

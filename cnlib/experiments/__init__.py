@@ -1,8 +1,7 @@
 """One file for each published experiment: its configurations, by name, and nothing else. `sweep` runs them."""
 
 from cnlib.experiments import convnet
-from cnlib.experiments.experiment import Experiment, Grid, Printed
-from cnlib.experiments.sweep import estimate, recorded, sweep
+from cnlib.sweeps import Experiment, Grid, Printed, estimate, recorded, sweep
 
 EXPERIMENTS = {module.EXPERIMENT.name: module.EXPERIMENT for module in (convnet,)}
 

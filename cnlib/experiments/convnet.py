@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from cnlib.experiments.experiment import Experiment, Fields, Grid, Printed, product
+from cnlib.sweeps.experiment import Experiment, Fields, Grid, Printed, product
 
 K = 3
 METHODS: dict[str, Fields] = {

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from cnlib.norm._arithmetic import add_product, affine, narrow, wide_type, widen
-from cnlib.norm._checks import check_gradient, check_input, check_positive
-from cnlib.norm._group import group_of, pool, total
+from cnlib.norm.arithmetic import add_product, affine, narrow, wide_type, widen
+from cnlib.norm.checks import check_gradient, check_input, check_positive
+from cnlib.norm.processes import group_of, pool, total
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cnlib.norm._arithmetic import affine, flatten, narrow, no_autocast, product, wide_type, widen
-from cnlib.norm._checks import check_context, check_gradient, check_input, check_moments, check_positive
+from cnlib.norm.arithmetic import affine, flatten, narrow, no_autocast, product, wide_type, widen
+from cnlib.norm.checks import check_context, check_gradient, check_input, check_moments, check_positive
 from cnlib.norm.gaussians import posterior
 from cnlib.norm.mixture import normalize_mixture
 

@@ -15,8 +15,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from cnlib.norm._checks import check_input, check_positive
 from cnlib.norm.batch import SAMPLE, Norm, normalize_groups
+from cnlib.norm.checks import check_input, check_positive
 
 
 class GroupNorm(Norm):

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from cnlib.norm._arithmetic import flatten, no_autocast, product, widen
-from cnlib.norm._checks import check_gradient, check_input, check_moments, check_priors
-from cnlib.norm._group import gather, pool, total
+from cnlib.norm.arithmetic import flatten, no_autocast, product, widen
+from cnlib.norm.checks import check_gradient, check_input, check_moments, check_priors
+from cnlib.norm.processes import gather, pool, total
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup

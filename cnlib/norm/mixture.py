@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from cnlib.norm._arithmetic import add_product, affine, flatten, narrow, wide_type, widen
-from cnlib.norm._checks import (
+from cnlib.norm.arithmetic import add_product, affine, flatten, narrow, wide_type, widen
+from cnlib.norm.checks import (
     check_gradient,
     check_input,
     check_positive,
@@ -19,8 +19,8 @@ from cnlib.norm._checks import (
     check_responsibilities,
     check_values,
 )
-from cnlib.norm._group import group_of, pool, total
 from cnlib.norm.gaussians import collect, em_step, invert, log_joint, mass, mix, mixture_moments, seed_means
+from cnlib.norm.processes import group_of, pool, total
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup

@@ -4,15 +4,15 @@ runs = cnlib.results.load("convnet")                       # recorded runs of an
 summary = cnlib.results.final(runs, "test_accuracy")       # {"bn": Interval, "cn": ...} over seeds
 cnlib.results.difference(runs, "cn", "cn-random")          # running best and last epochs, paired; shown or not
 cnlib.results.published("icdm_table_5").rows
-cnlib.results.reproduction(runs)                           # every published number beside ours, with a verdict
+cnlib.results.report(runs)                           # every published number beside ours, with a verdict
 """
 
-from cnlib.results.measurements import machines, measured
-from cnlib.results.mixtures import MixtureRecord, mixture_record
+from cnlib.results.benchmarks import machines, measured
+from cnlib.results.images import MixtureRecord, mixture_record
+from cnlib.results.intervals import Difference, Interval, difference, final, interval, paired
 from cnlib.results.papers import Table, published, tables
-from cnlib.results.recorded import by_method, cn_plus, experiments, load, select, settings, to_frame
-from cnlib.results.reproduction import VERDICTS, Cell, as_rows, reproduction
-from cnlib.results.statistics import Difference, Interval, difference, final, interval, paired
+from cnlib.results.report import VERDICTS, Cell, as_rows, reproduction
+from cnlib.results.runs import by_method, cn_plus, experiments, load, select, settings, to_frame
 
 __all__ = [
     "VERDICTS",

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import csv
 from dataclasses import dataclass
-from pathlib import Path
 
-PUBLISHED = Path(__file__).parent / "published"
+from cnlib.records import RECORDS
+
+PUBLISHED = RECORDS / "published"
 
 
 @dataclass(frozen=True)

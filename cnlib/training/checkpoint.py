@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from cnlib.files import write_atomic
+from cnlib.storage import write_atomic
 
 
 def save(path: Path, state: dict[str, Any]) -> None:

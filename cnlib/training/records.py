@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from cnlib.files import write_atomic
+from cnlib.storage import write_atomic
 from cnlib.training import distributed
 from cnlib.training.config import Config
 

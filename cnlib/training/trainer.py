@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from cnlib.data import ImageData
 from cnlib.norm import ContextNorm, use_context
-from cnlib.norm._arithmetic import widen
+from cnlib.norm.arithmetic import widen
 from cnlib.training import checkpoint, distributed
 from cnlib.training.batches import Batch, Split, moments
 from cnlib.training.build import OPTIMIZERS, build_contexts, build_model

@@ -9,7 +9,7 @@ import pytest
 
 from cnlib import results
 from cnlib.results import recorded
-from cnlib.results.statistics import T975
+from cnlib.results.intervals import T975
 from cnlib.training import Config
 from cnlib.training.records import Run, write_lines
 

@@ -1,5 +1,5 @@
 import typer
 
-from benchmarks import main
+from studies import main
 
 typer.run(main)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from cnlib.results.recorded import by_method
+from cnlib.results.runs import by_method
 from cnlib.training.records import Run
 
 # 97.5 % quantile of Student's t for 1, 2, ... 30 degrees of freedom: no scipy needed for a handful of seeds.

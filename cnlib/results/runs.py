@@ -8,12 +8,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cnlib.records import RECORDS
 from cnlib.training import Config, Run, read
 
 if TYPE_CHECKING:
     import pandas as pd
 
-RUNS = Path(__file__).parent / "runs"
+RUNS = RECORDS / "runs"
 
 
 def experiments() -> list[str]:

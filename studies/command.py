@@ -1,10 +1,10 @@
 """Run the benchmarks, print their tables of ratios, write one record a part.
 
-    python -m benchmarks                          everything, half an hour on two cores
-    python -m benchmarks --only layers --budget 0.2
-    python -m benchmarks --only train --device cuda
+    python -m studies                          everything, half an hour on two cores
+    python -m studies --only layers --budget 0.2
+    python -m studies --only train --device cuda
 
-Records go to benchmarks/out/; ``--record`` puts them into the package instead, where the book reads them.
+Records go to studies/out/; ``--record`` puts them into the package instead, where the book reads them.
 """
 
 import os
@@ -24,7 +24,7 @@ import typer
 from cnlib.training.records import provenance, write_lines
 
 HERE = Path(__file__).parent
-PACKAGE = HERE.parent / "cnlib" / "results" / "benchmarks"
+PACKAGE = HERE.parent / "cnlib" / "records" / "benchmarks"
 
 
 class Part(StrEnum):
@@ -76,15 +76,15 @@ def _keep_memory(arguments: list[str]) -> None:
     """
     if sys.platform == "linux" and "MALLOC_TRIM_THRESHOLD_" not in os.environ:
         tunables = {"MALLOC_MMAP_THRESHOLD_": "8589934592", "MALLOC_TRIM_THRESHOLD_": "34359738368"}
-        os.execve(sys.executable, [sys.executable, "-m", "benchmarks", *arguments], os.environ | tunables)
+        os.execve(sys.executable, [sys.executable, "-m", "studies", *arguments], os.environ | tunables)
 
 
 def _measure_elsewhere(arguments: list[str]) -> int:
-    return subprocess.run([sys.executable, "-m", "benchmarks", *arguments], cwd=HERE.parent, check=False).returncode
+    return subprocess.run([sys.executable, "-m", "studies", *arguments], cwd=HERE.parent, check=False).returncode
 
 
 def _layers(budget: float, device: torch.device) -> list[dict[str, Any]]:
-    from benchmarks import layers
+    from studies import layers
 
     rows = layers.run(budget, device=device)
     print(layers.summarize(rows))
@@ -92,13 +92,13 @@ def _layers(budget: float, device: torch.device) -> list[dict[str, Any]]:
 
 
 def _mixture(repeats: int) -> list[dict[str, Any]]:
-    from benchmarks import mixture
+    from studies import mixture
 
     return mixture.run(repeats)
 
 
 def _training() -> Any:
-    from benchmarks import training
+    from studies import training
 
     return training
 

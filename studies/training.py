@@ -20,12 +20,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from benchmarks.layers import peak_bytes
 from cnlib.data import ImageData, load
 from cnlib.models import ConvNet
 from cnlib.training import Config, Trainer
 from cnlib.training.batches import moments
 from cnlib.training.build import OPTIMIZERS
+from studies.layers import peak_bytes
 
 Row = dict[str, Any]
 WORKERS = (0, 2)

@@ -7,9 +7,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from cnlib.experiments import EXPERIMENTS, Experiment, Printed
+from cnlib.results.intervals import LATE, Difference, Interval, interval, value_at
 from cnlib.results.papers import published, tables
-from cnlib.results.recorded import cn_plus, experiments, load
-from cnlib.results.statistics import LATE, Difference, Interval, interval, value_at
+from cnlib.results.runs import cn_plus, experiments, load
 from cnlib.training import Config, Run
 
 VERDICTS = {

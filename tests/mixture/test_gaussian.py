@@ -12,8 +12,8 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from sklearn.mixture import GaussianMixture as Reference
 
-from cnlib.em import CollapsedError
-from cnlib.gmm import COVARIANCES, GaussianMixture
+from cnlib.mixture.em import CollapsedError
+from cnlib.mixture.gaussian import COVARIANCES, GaussianMixture
 
 each_covariance = pytest.mark.parametrize("covariance", COVARIANCES)
 

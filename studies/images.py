@@ -1,6 +1,6 @@
 """What a Gaussian mixture finds in images, and whether its components can serve as contexts: the records of chapter 8.
 
-    python -m cnlib.experiments.mixtures --out DIR --dataset cifar10
+    python -m studies.images --out DIR --dataset cifar10
 
 One file a data set: statistics of the images, never the images.
 """
@@ -19,8 +19,7 @@ from torch import nn
 
 from cnlib import contexts, data
 from cnlib.contexts import GMMContexts
-from cnlib.data import ImageData
-from cnlib.experiments.grouping import (
+from cnlib.contexts.quality import (
     audit,
     between_share,
     matched,
@@ -31,8 +30,9 @@ from cnlib.experiments.grouping import (
     statistics,
     table,
 )
-from cnlib.gmm import GaussianMixture
-from cnlib.npz import write_npz
+from cnlib.data import ImageData
+from cnlib.mixture.gaussian import GaussianMixture
+from cnlib.storage import write_npz
 from cnlib.training import Config, train
 from cnlib.training.batches import Split, moments
 from cnlib.training.build import build_model
@@ -156,7 +156,7 @@ def orders(source: ImageData, sizes: Sizes) -> Iterator[Row]:
     for n in sizes.orders:
         images = source.subset(n).train_images
         base = GMMContexts(1, "full", pca=8).fit(images)
-        x, held_out = base._features(images), base._features(test)
+        x, held_out = base.features_of(images), base.features_of(test)
         for k in sizes.order_counts:
             yield order("PCA 8, full", x, held_out, k, "full", 1e-4 * x.shape[1])
     x = source.subset(sizes.wide).train_images.reshape(sizes.wide, -1)

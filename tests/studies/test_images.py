@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from cnlib import contexts, data
-from cnlib.experiments import grouping, mixtures
+from cnlib.contexts import mixtures, quality
 from cnlib.results import mixture_record
-from cnlib.results.mixtures import MIXTURES
+from cnlib.results.images import MIXTURES
 
 
 def draw():
@@ -22,29 +22,29 @@ def test_share_between_contexts_is_the_law_of_total_variance():
     values, ids = draw().normal(size=(60, 3, 4, 4)), draw().integers(3, size=60)
     values[ids == 1, 0] += 5
     within = sum((ids == r).mean() * values[ids == r].var((0, 2, 3)) for r in range(3))
-    np.testing.assert_allclose(grouping.between_share(values, ids), 1 - within / values.var((0, 2, 3)))
-    assert grouping.between_share(values, ids)[0] > 0.6 and grouping.between_share(values, np.zeros(60, int)).max() == 0
-    assert grouping.between_share(np.arange(5.0), np.arange(5)) == 1  # every value its own group
-    assert grouping.between_share(np.ones(5), np.arange(5)) == 0  # nothing to explain
+    np.testing.assert_allclose(quality.between_share(values, ids), 1 - within / values.var((0, 2, 3)))
+    assert quality.between_share(values, ids)[0] > 0.6 and quality.between_share(values, np.zeros(60, int)).max() == 0
+    assert quality.between_share(np.arange(5.0), np.arange(5)) == 1  # every value its own group
+    assert quality.between_share(np.ones(5), np.arange(5)) == 0  # nothing to explain
     with pytest.raises(ValueError, match="one id for each of 60"):
-        grouping.between_share(values, ids[:10])
+        quality.between_share(values, ids[:10])
 
 
 def test_mutual_information_is_scikit_learns_in_bits():
     from sklearn.metrics import mutual_info_score
 
     a, b = draw().integers(3, size=500), draw().integers(7, size=500)
-    counts = grouping.table(a, b, 3, 7)
+    counts = quality.table(a, b, 3, 7)
     assert counts.sum() == 500 and counts[2, 4] == ((a == 2) & (b == 4)).sum()
-    assert grouping.mutual_information(counts) == pytest.approx(mutual_info_score(a, b) / np.log(2))
-    assert grouping.mutual_information(np.eye(8)) == pytest.approx(3)
+    assert quality.mutual_information(counts) == pytest.approx(mutual_info_score(a, b) / np.log(2))
+    assert quality.mutual_information(np.eye(8)) == pytest.approx(3)
 
 
 def test_matching_undoes_a_renaming():
     ids = draw().integers(4, size=200)
-    share, renamed = grouping.matched(ids, np.array([2, 0, 3, 1])[ids], 4)
+    share, renamed = quality.matched(ids, np.array([2, 0, 3, 1])[ids], 4)
     assert share == 1 and (renamed == ids).all()
-    assert grouping.matched(ids, draw().permutation(ids), 4)[0] < 0.5
+    assert quality.matched(ids, draw().permutation(ids), 4)[0] < 0.5
 
 
 def test_statistics_and_spectrum_of_known_images():
@@ -52,28 +52,28 @@ def test_statistics_and_spectrum_of_known_images():
     wave = 100 + 50 * np.cos(2 * np.pi * 4 * rows / 32)  # 4 cycles an image
     images = np.broadcast_to(wave[:, None, None], (32, 32, 3))[None].repeat(2, 0).copy()
     images[..., 2] -= 20
-    found = grouping.statistics(images)
+    found = quality.statistics(images)
     np.testing.assert_allclose(found["brightness"], 100 - 20 / 3, rtol=1e-5)
     np.testing.assert_allclose(found["contrast"], 50 / 2**0.5, rtol=1e-5)
     np.testing.assert_allclose(found["warmth"], 20, rtol=1e-5)
     np.testing.assert_allclose(found["detail"], np.abs(np.diff(wave)).mean() / 2, rtol=1e-5)
-    power = grouping.spectrum(images)
+    power = quality.spectrum(images)
     assert len(power) == 16 and power.argmax() == 3 and power[3] > 1e6 * np.delete(power, 3).max()
 
 
 def test_audit_tells_ids_that_come_from_the_images_from_ids_that_do_not():
     digits = data.load("digits")
     ids = contexts.GMMContexts(3).fit(digits.train_images).assign(digits.train_images).numpy()
-    x = grouping.small(digits.train_images)
-    right = grouping.audit(x[::2], ids[::2], x[1::2], ids[1::2])
+    x = quality.small(digits.train_images)
+    right = quality.audit(x[::2], ids[::2], x[1::2], ids[1::2])
     shuffled = draw().permutation(ids)
-    wrong = grouping.audit(x[::2], shuffled[::2], x[1::2], shuffled[1::2])
+    wrong = quality.audit(x[::2], shuffled[::2], x[1::2], shuffled[1::2])
     assert right["accuracy"] > right["majority"] + 0.2 and wrong["accuracy"] < wrong["majority"] + 0.05
 
 
 def test_the_command_records_and_the_loader_reads(tmp_path):
     pytest.importorskip("typer")
-    command = [sys.executable, "-m", "cnlib.experiments.mixtures", "--out", str(tmp_path), "--dataset", "digits"]
+    command = [sys.executable, "-m", "studies.images", "--out", str(tmp_path), "--dataset", "digits"]
     done = subprocess.run([*command, "--profile", "smoke"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     record = mixture_record("digits", tmp_path)

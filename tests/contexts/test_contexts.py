@@ -20,7 +20,7 @@ from cnlib.contexts import (
     SuperclassContexts,
     load_contexts,
 )
-from cnlib.kmeans import Samples, principal_axes
+from cnlib.mixture.kmeans import Samples, principal_axes
 
 
 def pictures(n: int = 120, seed: int = 0) -> np.ndarray:

@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import nn
 
-import benchmarks.training as bench
-from benchmarks import command
-from benchmarks.layers import kept_bytes, peak_bytes
+import studies.training as bench
 from cnlib.training import Config, Trainer
 from cnlib.training.records import read_lines
+from studies import command
+from studies.layers import kept_bytes, peak_bytes
 
 CPU = torch.device("cpu")
 CONFIG = Config(dataset="random", width=0.0625, flip=True, batch_size=64)

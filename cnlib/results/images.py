@@ -1,4 +1,4 @@
-"""The recorded analysis of mixtures of images, made by `cnlib.experiments.mixtures`, drawn by chapter 8."""
+"""The recorded analysis of mixtures of images, made by `studies.images`, drawn by chapter 8."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -6,10 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from cnlib.npz import read_npz
+from cnlib.records import RECORDS
+from cnlib.storage import read_npz
 from cnlib.training.records import read_lines
 
-MIXTURES = Path(__file__).parent / "mixtures"
+MIXTURES = RECORDS / "mixtures"
 
 
 @dataclass(frozen=True)

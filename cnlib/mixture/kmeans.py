@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cnlib.em import Parameters, Step, harden, make_step, unit_parameters
+from cnlib.mixture.em import Parameters, Step, harden, make_step, unit_parameters
 
 Array = Tensor | np.ndarray
 DTYPE = torch.float64

@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cnlib.em import CollapsedError, Parameters, cholesky, make_step, normalize
-from cnlib.kmeans import Array, Samples, start
-from cnlib.npz import read_npz, write_npz
+from cnlib.mixture.em import CollapsedError, Parameters, cholesky, make_step, normalize
+from cnlib.mixture.kmeans import Array, Samples, start
+from cnlib.storage import read_npz, write_npz
 
 COVARIANCES = ("full", "diag", "spherical", "tied")
 INITS = ("k-means++", "random", "k-means")

@@ -1,13 +1,25 @@
-"""Named arrays and a JSON header in one .npz file: atomic to write, nothing executable to read (no pickle)."""
+"""Files that are never half written; and .npz files of named arrays and a JSON header, with nothing executable in them."""
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
-from cnlib.files import write_atomic
+
+def write_atomic(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Call write(file) on a temporary file beside `path`, and move it into place when all of it is on disk."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def write_npz(path: str | os.PathLike[str], header: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:

@@ -1,13 +1,13 @@
-"""Recorded benchmarks: time and memory beside peers, as ``python -m benchmarks --record`` writes them."""
+"""Recorded benchmarks: time and memory beside peers, as ``python -m studies --record`` writes them."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
+from cnlib.records import RECORDS
 from cnlib.training.records import read_lines
 
-BENCHMARKS = Path(__file__).parent / "benchmarks"
+BENCHMARKS = RECORDS / "benchmarks"
 PARTS = ("layers", "mixture", "train", "cost")
 
 
@@ -35,7 +35,7 @@ def measured(part: str, machine: str = "cpu-x86_64-2-threads") -> list[dict[str,
         known = "; ".join(f"{name}: {', '.join(parts)}" for name, parts in machines().items()) or "none"
         raise ValueError(
             f"{part} is not recorded for {machine!r} (recorded: {known}): "
-            f"run `python -m benchmarks --only {part} --record` there"
+            f"run `python -m studies --only {part} --record` there"
         )
     header, *rows = read_lines(path)
     return [{k: v for k, v in row.items() if k != "type"} | {"provenance": header["provenance"]} for row in rows]

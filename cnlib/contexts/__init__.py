@@ -1,0 +1,23 @@
+"""Where a context id comes from: the image, the label, the domain, or nothing (controls).
+
+Every source has `fit(images, labels=None)` on the training images, `assign(images, labels=None)` -> (N,) int64 ids in
+[0, num_contexts) on any images, `save(path)`, and `load(path)`; `load_contexts(path)` restores whichever was saved.
+Images are uint8 arrays (N, H, W, C), memory-mapped or not. `cnlib.contexts.quality` says what a grouping is worth.
+"""
+
+from cnlib.contexts.base import Contexts, load_contexts
+from cnlib.contexts.controls import RandomContexts, ShuffledContexts
+from cnlib.contexts.domain import DomainContexts
+from cnlib.contexts.labels import CIFAR100_FINE_TO_COARSE, SuperclassContexts
+from cnlib.contexts.mixture import GMMContexts
+
+__all__ = [
+    "CIFAR100_FINE_TO_COARSE",
+    "Contexts",
+    "DomainContexts",
+    "GMMContexts",
+    "RandomContexts",
+    "ShuffledContexts",
+    "SuperclassContexts",
+    "load_contexts",
+]

@@ -1,0 +1,81 @@
+"""What every source of contexts has in common: fit, assign, save, load."""
+
+import os
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import ArrayLike
+from torch import Tensor
+
+from cnlib.storage import read_npz, write_npz
+
+State = tuple[dict[str, Any], dict[str, np.ndarray]]  # header (JSON), arrays
+KINDS: dict[str, type["Contexts"]] = {}  # every source by the name of its class, for `load_contexts`
+
+
+def check_images(images: np.ndarray) -> np.ndarray:
+    if not isinstance(images, np.ndarray) or images.dtype != np.uint8 or images.ndim != 4 or 0 in images.shape:
+        what = f"{getattr(images, 'dtype', type(images).__name__)} {tuple(getattr(images, 'shape', ()))}"
+        raise ValueError(f"images must be a numpy uint8 array (N, H, W, C) with at least one image, got {what}")
+    return images
+
+
+def check_labels(labels: ArrayLike | None, count: int, images: np.ndarray | None, what: str) -> np.ndarray:
+    """Integer labels in [0, count), as many as images (where images are given at all)."""
+    if labels is None:
+        raise ValueError(f"{what} of each sample needed: assign(images, labels)")
+    ids = np.asarray(labels)
+    if ids.ndim != 1 or ids.dtype.kind not in "iu":
+        raise ValueError(f"{what} must be one integer a sample, (N,), got {ids.dtype} {ids.shape}")
+    if images is not None and len(images) != len(ids):
+        raise ValueError(f"{what}: {len(ids)} given for {len(images)} images")
+    if len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < count:
+        raise ValueError(f"{what} must be in [0, {count}), got {int(ids.min())} to {int(ids.max())}")
+    return ids.astype(np.int64)
+
+
+class Contexts:
+    """Base of all sources; one without anything to learn only defines `assign`."""
+
+    num_contexts: int
+
+    def __init_subclass__(cls) -> None:
+        KINDS[cls.__name__] = cls
+
+    def fit(self, images: np.ndarray, labels: ArrayLike | None = None) -> Self:
+        return self
+
+    def assign(self, images: np.ndarray, labels: ArrayLike | None = None) -> Tensor:
+        raise NotImplementedError
+
+    def state(self) -> State:
+        raise NotImplementedError
+
+    @classmethod
+    def restore(cls, header: dict[str, Any], arrays: dict[str, np.ndarray]) -> Self:
+        return cls(**header)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write one .npz file, atomically and without pickle."""
+        header, arrays = self.state()
+        write_npz(path, {"kind": "contexts", "class": type(self).__name__, "state": header}, arrays)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Self:
+        contexts = load_contexts(path)
+        if not isinstance(contexts, cls):
+            raise ValueError(f"{os.fspath(path)} holds {type(contexts).__name__}, expected {cls.__name__}")
+        return contexts
+
+
+def kind(name: str) -> type[Contexts]:
+    """The class of that name. Raises ValueError with the names there are."""
+    if name not in KINDS:
+        raise ValueError(f"unknown contexts {name!r}, expected one of {sorted(KINDS)}")
+    return KINDS[name]
+
+
+def load_contexts(path: str | os.PathLike[str]) -> Contexts:
+    """Read what `save` of any of these classes wrote."""
+    header, arrays = read_npz(path, "contexts")
+    return kind(header["class"]).restore(header["state"], arrays)

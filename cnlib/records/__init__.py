@@ -1,0 +1,5 @@
+"""Data, no code: recorded runs, benchmarks and mixtures, and the tables of the papers. `cnlib.results` reads them."""
+
+from pathlib import Path
+
+RECORDS = Path(__file__).parent
