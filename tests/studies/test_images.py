@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from cnlib import contexts, data
-from cnlib.contexts import mixtures, quality
+from cnlib.contexts import quality
 from cnlib.results import mixture_record
 from cnlib.results.images import MIXTURES
+from studies import images as study
 
 
 def draw():
@@ -79,7 +80,7 @@ def test_the_command_records_and_the_loader_reads(tmp_path):
     record = mixture_record("digits", tmp_path)
     assert record.header["provenance"]["data"] == data.load("digits").checksum
     assert set(record.rows) == {"portrait", "fit", "order", "fault", "explained"}
-    assert len(record.select("fit", k=3)) == len(mixtures.CELLS)
+    assert len(record.select("fit", k=3)) == len(study.CELLS)
     assert record.pictures["pixels, diag: mean"].shape == (3, 8, 8, 1)
     for row in record.rows["explained"]:
         shares = row["explained"]
@@ -97,10 +98,10 @@ def test_the_command_records_and_the_loader_reads(tmp_path):
 @pytest.mark.parametrize(("dataset", "profile"), [("cifar10", "reduced"), ("cifar100", "short")])
 def test_records_in_the_package_are_small_and_whole(dataset, profile):
     record = mixture_record(dataset)
-    sizes = json.loads(json.dumps(asdict(mixtures.PROFILES[profile])))
+    sizes = json.loads(json.dumps(asdict(study.PROFILES[profile])))
     assert record.header["profile"] == profile
     assert record.header["sizes"].items() <= sizes.items()
-    assert [row["cell"] for row in record.rows["portrait"]] == list(mixtures.PORTRAITS)
+    assert [row["cell"] for row in record.rows["portrait"]] == list(study.PORTRAITS)
     assert [row["cell"] for row in record.select("fit", k=3)] == sizes["cells"]
     assert all(np.array(row["train_classes"]).sum() == 50_000 for row in record.rows["portrait"])
     assert sum(path.stat().st_size for path in MIXTURES.iterdir()) < 300_000
