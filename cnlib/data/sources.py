@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from cnlib.data.store import ImageData
+from cnlib.data.images import ImageData
 
 Fetched = tuple[dict[str, np.ndarray], tuple[str, ...]]
 TEN = tuple("0123456789")
@@ -126,6 +126,9 @@ def digits() -> ImageData:
     test = rank % 5 == 4
     return ImageData("digits", images[~test], labels[~test], images[test], labels[test], TEN)
 
+
+# the sets that need neither folder nor network
+EMBEDDED: dict[str, Callable[[], ImageData]] = {"digits": digits}
 
 TRAIN_FLAG = ({"train": True}, {"train": False})
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
