@@ -1,4 +1,4 @@
-"""Figures: drawn from records, readable by everybody, and labeled with what they show."""
+"""Curves are labeled with what they show."""
 
 import itertools
 
@@ -6,43 +6,18 @@ import numpy as np
 import pytest
 
 from cnlib import plots
-from cnlib.experiments import convnet
-from cnlib.results import Difference, Interval
 from cnlib.training import Config
 from cnlib.training.records import Run
 
 pytest.importorskip("matplotlib")
-SOLID = {name: ink for name, (ink, line, _) in plots.STYLES.items() if line == "-"}
-# Severe color blindness, on linear RGB: Machado, Oliveira and Fernandes (2009).
-VISION = {
-    "protanopia": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
-    "deuteranopia": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.01182, 0.04294, 0.968881]],
-    "usual": np.eye(3),
-}
-XYZ = np.array([[0.4124564, 0.3575761, 0.1804375], [0.2126729, 0.7151522, 0.072175], [0.0193339, 0.119192, 0.9503041]])
-
-
-def linear(ink):
-    c = np.array([int(ink[i : i + 2], 16) for i in (1, 3, 5)]) / 255
-    return np.where(c <= 0.04045, c / 12.92, ((c + 0.055) / 1.055) ** 2.4)
-
-
-def lab(rgb):
-    t = XYZ @ np.clip(rgb, 0, 1) / [0.95047, 1, 1.08883]
-    x, y, z = np.where(t > 0.008856, np.cbrt(t), 7.787 * t + 16 / 116)
-    return np.array([116 * y - 16, 500 * (x - y), 200 * (y - z)])
 
 
 def runs(methods=("bn", "cn"), seeds=3, epochs=6):
     random = np.random.default_rng(0)
-    extra = {m: {"norm": m} for m in ("bn", "gn")} | {
-        m: convnet.METHODS[m] for m in ("mn", "mn-em", "mn-random", "cn-one", "cn-random")
-    }
-    extra["cn"] = {"norm": "cn", "contexts": "gmm"}
     return [
         Run(
             f"{m}-s{s}",
-            Config(seed=s, dataset="cifar10", train_size=8000, profile="reduced", **extra[m]),
+            Config(method=m, seed=s, dataset="cifar10", train_size=8000, profile="reduced"),
             {},
             {
                 "epoch": np.arange(1, epochs + 1),
@@ -59,25 +34,6 @@ def texts(figure):
     from matplotlib.text import Text
 
     return [t.get_text() for t in figure.findobj(Text) if t.get_text()]
-
-
-@pytest.mark.parametrize("name", SOLID)
-def test_text_in_a_methods_color_is_readable(name):
-    card, ink = (linear(c) @ XYZ[1] for c in (plots.CARD, SOLID[name]))
-    assert (card + 0.05) / (ink + 0.05) >= 4.5
-
-
-@pytest.mark.parametrize("vision", VISION)
-def test_methods_are_told_apart_by_the_color_blind(vision):
-    seen = {name: lab(np.array(VISION[vision]) @ linear(ink)) for name, ink in SOLID.items()}
-    for a, b in itertools.combinations(seen, 2):
-        assert np.linalg.norm(seen[a] - seen[b]) > 12, (a, b)
-
-
-def test_relatives_share_a_color_and_differ_in_style():
-    for family in ("cn", "mn"):
-        members = [style for name, style in plots.STYLES.items() if name.split("-")[0].rstrip("+") == family]
-        assert len({m[0] for m in members}) == 1 and len({m[1] for m in members}) == len(members) > 1
 
 
 def test_convergence_labels_curves_units_and_provenance():
@@ -129,7 +85,8 @@ def test_labels_stand_at_the_height_of_their_curves_on_any_axis(scale, limits):
     assert sorted(labels, key=lambda k: boxes[k].y0) == sorted(labels, key=shown.get)
     for a, b in itertools.combinations(boxes.values(), 2):
         assert not a.overlaps(b)
-    for name in ("a", "b"):  # no neighbor pushes these: they stand where the curve ends
+    # no neighbor pushes these: they stand where the curve ends
+    for name in ("a", "b"):
         assert abs(boxes[name].y0 + boxes[name].height / 2 - shown[name]) < 0.1 * ax.bbox.height
 
 
@@ -148,12 +105,25 @@ def test_curves_draw_mean_range_and_labels():
     assert (band.y0, band.y1) == (1, 9) and {"ours", "step"} <= set(texts(fig))
 
 
+def test_lines_of_methods_without_a_style_are_drawn_and_labeled():
+    fig = plots.convergence(runs(("toy", "cn-patches", "cn-patches-random")))
+    assert [line.get_color() for line in fig.axes[0].lines] == [plots.color("toy"), *[plots.color("cn")] * 2]
+    assert {"toy", "CN on patches", "CN on patches, random contexts"} <= set(texts(fig))
+    fig, ax = plots.figure()
+    plots.curves(ax, [1, 2], {"patches": (np.ones((2, 2)), *plots.style_of("cn-patches")[:2])})
+    assert ax.lines[0].is_dashed()
+    fig.canvas.draw()
+
+
 @pytest.mark.parametrize(
     ("metric", "factor", "label"),
     [
         ("test_accuracy", 100, "test accuracy (%)"),
         ("train_top5", 100, "training top-5 accuracy (%)"),
-        ("test_plus_f1", 100, "test F1 (%)"),
+        ("val_f1", 100, "validation F1 (%)"),
+        ("test_plus_accuracy", 100, "test accuracy under CN+ (%)"),
+        ("test_plus_loss", 1, "test cross-entropy under CN+ (nats)"),
+        ("swapped_loss", 1, "swapped cross-entropy (nats)"),
         ("train_loss", 1, "training cross-entropy (nats)"),
         ("train_seconds", 1, "training seconds"),
         ("images_per_second", 1, "images per second"),
@@ -161,47 +131,3 @@ def test_curves_draw_mean_range_and_labels():
 )
 def test_units(metric, factor, label):
     assert plots.quantity(metric) == (factor, label)
-
-
-def test_intervals_histograms_and_images_draw():
-    values = {"bn": Interval(0.6, 0.01, 3), "cn-random": Interval(0.58, float("nan"), 1)}
-    fig = plots.intervals(values, "test accuracy (%)", reference={"bn": 62.0})
-    assert {"60.0 ± 1.0", "58.0", "CN, random contexts", "published"} <= set(texts(fig))
-    fig = plots.histograms({"bn": np.zeros(5), "before": np.zeros(5)}, "activation")
-    assert {"BN", "before", "activation", "density"} <= set(texts(fig))
-    fig = plots.images(np.zeros((12, 4, 4, 1), np.uint8), list("abcdefghijkl"), columns=5)
-    assert len(fig.axes) == 15 and "l" in texts(fig)
-
-
-def test_differences_draw_both_readings_and_a_shown_one_dark():
-    from matplotlib.colors import to_hex
-
-    wide, left = Interval(-0.0001, 0.02, 3), Interval(-0.03, 0.01, 3)
-    values = {"shown": Difference(left, left), "not shown": Difference(left, wide), "a seed": Difference(*2 * [one()])}
-    fig = plots.differences({"here": values, "there": {"shown": values["shown"]}}, "points")
-    found = texts(fig)
-    assert {"points", "here", "there", "shown", "not shown", "-3.0 ± 1.0", "+0.0 ± 2.0", "+1.0"} <= set(found)
-    assert any("running best" in text and "last three epochs" in text for text in found)
-    inks = [to_hex(tick.get_color()) for tick in fig.axes[0].get_yticklabels()]
-    assert inks == [plots.INK, plots.MUTED, plots.MUTED]
-
-
-def one():
-    return Interval(0.01, float("nan"), 1)
-
-
-def test_figures_are_cards_and_shown_once():
-    import matplotlib.pyplot as plt
-
-    fig, _ = plots.figure()
-    assert not plt.fignum_exists(getattr(fig, "number", -1)) and plt.get_fignums() == []
-    from matplotlib.colors import to_hex
-
-    assert to_hex(fig.get_facecolor()) == plots.CARD
-
-
-def test_tables_are_html_and_keep_an_interval_on_one_line():
-    pytest.importorskip("IPython")
-    found = plots.table(["method", "accuracy"], [["BN & co", "59.5 ± 2.8 %"]]).data
-    assert "<th>accuracy</th>" in found and "59.5\u00a0±\u00a02.8\u00a0%" in found and "BN\u00a0&amp;\u00a0co" in found
-    assert 'tabindex="0"' in found  # the box is within the keyboard's reach
