@@ -12,15 +12,8 @@ import numpy as np
 from cnlib.results.runs import by_method
 from cnlib.training.records import Run
 
-# 97.5 % quantile of Student's t for 1, 2, ... 30 degrees of freedom: no scipy needed for a handful of seeds.
-T975 = (
-    12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622, 2.2281,
-    2.2010, 2.1788, 2.1604, 2.1448, 2.1314, 2.1199, 2.1098, 2.1009, 2.0930, 2.0860,
-    2.0796, 2.0739, 2.0687, 2.0639, 2.0595, 2.0555, 2.0518, 2.0484, 2.0452, 2.0423,
-)  # fmt: skip
-
-
-LATE = 3  # epochs whose mean stands beside the running best
+# epochs whose mean stands beside the running best
+LATE = 3
 
 
 @dataclass(frozen=True)
@@ -47,20 +40,27 @@ class Interval:
     def __format__(self, spec: str) -> str:
         """f"{interval:.2f}" -> "71.20 ± 0.35"; with % -> "71.20 ± 0.35 %"; with + the mean has its sign."""
         scale, spec, unit = (100, spec[:-1] + "f", " %") if spec.endswith("%") else (1, spec, "")
-        text = format(self.mean * scale, spec.replace(".", "z.", 1))  # no "-0.0"
+        # z: no "-0.0"
+        text = format(self.mean * scale, spec.replace(".", "z.", 1))
         half = format(self.half * scale, spec.removeprefix("+"))
         return f"{text} ± {half}{unit}" if self.n > 1 else f"{text}{unit} (one seed)"
 
 
 def interval(values: Sequence[float] | np.ndarray) -> Interval:
-    """Mean and 95 % t-interval of the values."""
+    """Mean and 95 % interval of the values, by Student's t. Needs scipy for more than one value."""
     x = np.asarray(values, dtype=float)
     if x.ndim != 1 or not len(x):
         raise ValueError(f"interval needs at least one value in one dimension, got shape {x.shape}")
     if len(x) == 1:
         return Interval(float(x[0]), math.nan, 1)
-    # beyond the table the last quantile is a little too wide, never too narrow
-    t = T975[min(len(x) - 1, len(T975)) - 1]
+    try:
+        # scipy.stats has it too, and takes four times as long to import
+        from scipy.special import stdtrit
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            "an interval needs scipy, for the quantile of Student's t: `pip install scipy`"
+        ) from error
+    t = stdtrit(len(x) - 1, 0.975)
     return Interval(float(x.mean()), float(t * x.std(ddof=1) / math.sqrt(len(x))), len(x))
 
 

@@ -3,7 +3,7 @@
 import pytest
 
 from cnlib import results
-from cnlib.results import measurements
+from cnlib.results import benchmarks
 from cnlib.training.records import write_lines
 
 
@@ -12,16 +12,16 @@ def test_every_record_in_the_package_says_where_it_comes_from(machine, part):
     rows = results.measured(part, machine)
     assert rows and all({"commit", "torch", "device", "threads"} <= set(row["provenance"]) for row in rows)
     assert "dirty" not in str(rows[0]["provenance"]["commit"])
-    text = (measurements.BENCHMARKS / f"{machine}-{part}.jsonl").read_text()
+    text = (benchmarks.BENCHMARKS / f"{machine}-{part}.jsonl").read_text()
     assert "/work" not in text and "/home" not in text and "/tmp" not in text
 
 
 def test_every_part_is_recorded_on_two_cores():
-    assert set(results.machines()["cpu-x86_64-2-threads"]) == set(measurements.PARTS)
+    assert set(results.machines()["cpu-x86_64-2-threads"]) == set(benchmarks.PARTS)
 
 
 def test_rows_carry_the_provenance_and_unknown_parts_and_machines_are_named(tmp_path, monkeypatch):
-    monkeypatch.setattr(measurements, "BENCHMARKS", tmp_path)
+    monkeypatch.setattr(benchmarks, "BENCHMARKS", tmp_path)
     write_lines(
         tmp_path / "gpu-a-train.jsonl", [{"type": "header", "provenance": {"threads": 1}}, {"type": "train", "x": 2}]
     )

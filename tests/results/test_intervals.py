@@ -1,0 +1,87 @@
+"""Mean and interval over seeds, and differences between methods."""
+
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from cnlib import results
+from cnlib.training import Config
+from cnlib.training.records import Run
+
+stats = pytest.importorskip("scipy.stats")
+
+
+def run(method="bn", seed=0, accuracies=(0.1, 0.5, 0.4)):
+    curve = np.array(accuracies)
+    epochs = {"epoch": np.arange(1, len(curve) + 1), "test_accuracy": curve, "test_loss": 1 - curve}
+    return Run(f"{method}-s{seed}", Config(method=method, seed=seed), {}, epochs, "finished")
+
+
+@pytest.mark.parametrize("n", [2, 5, 31, 100])
+def test_intervals_are_those_of_scipys_t_distribution(n):
+    values = np.random.default_rng(0).normal(size=n)
+    low, high = stats.t.interval(0.95, n - 1, loc=values.mean(), scale=stats.sem(values))
+    found = results.interval(values)
+    np.testing.assert_allclose([found.low, found.high, found.n], [low, high, n], rtol=1e-9)
+
+
+def test_without_scipy_several_values_say_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "scipy.special", None)
+    assert results.interval([0.5]).mean == 0.5
+    with pytest.raises(ModuleNotFoundError, match="needs scipy.*`pip install scipy`"):
+        results.interval([0.5, 0.6])
+
+
+def test_interval_of_one_value_claims_nothing():
+    one = results.interval([0.5])
+    assert one.n == 1 and np.isnan(one.half) and one.contains_zero
+    assert f"{one:.1%}" == "50.0 % (one seed)"
+    assert f"{results.Interval(0.712, 0.0035, 3):.2%}" == "71.20 ± 0.35 %"
+    assert f"{results.Interval(1.5, 0.25, 3):.2f}" == "1.50 ± 0.25"
+    assert f"{results.Interval(1.5, 0.25, 3):+.2f}" == "+1.50 ± 0.25"
+    assert not results.Interval(1.0, 0.5, 3).contains_zero and results.Interval(-0.2, 0.5, 3).contains_zero
+    with pytest.raises(ValueError, match="at least one value"):
+        results.interval([])
+
+
+def test_final_last_best_and_at_an_epoch():
+    runs = [run(seed=0), run(seed=1, accuracies=(0.2, 0.3, 0.6)), run("cn", accuracies=(0.9, 0.8, 0.7))]
+    assert results.final(runs, "test_accuracy")["bn"].mean == pytest.approx(0.5)
+    assert results.final(runs, "test_accuracy", best=True)["bn"].mean == pytest.approx(0.55)
+    assert results.final(runs, "test_accuracy", epoch=2)["bn"].mean == pytest.approx(0.4)
+    assert results.final(runs, "test_loss", best=True)["cn"].mean == pytest.approx(0.1)
+    assert results.final(runs, "test_accuracy", last=2)["cn"].mean == pytest.approx(0.75)
+    assert results.final(runs, "test_accuracy", epoch=2, last=2)["cn"].mean == pytest.approx(0.85)
+    assert results.paired(runs, "cn", "bn", "test_accuracy", last=3).n == 1
+    with pytest.raises(ValueError, match="has 3 epochs .*not 4"):
+        results.final(runs, "test_accuracy", last=4)
+    with pytest.raises(ValueError, match="best=True with last=3"):
+        results.final(runs, "test_accuracy", best=True, last=3)
+    with pytest.raises(ValueError, match="has 3 epochs"):
+        results.final(runs, "test_accuracy", epoch=4)
+    with pytest.raises(ValueError, match="both 'bn' with seed 0 .lr: 0.005, not 0.001"):
+        results.final([run(), replace(run(), config=Config(lr=5e-3))], "test_accuracy")
+    with pytest.raises(ValueError, match="has 0 epochs"):
+        results.final([run(accuracies=())], "test_accuracy")
+
+
+@pytest.mark.parametrize("last, shown", [(0.5, True), (-0.2, False), (-2.0, False)])
+def test_a_difference_is_shown_if_the_best_and_the_last_epochs_leave_zero_out_on_one_side(last, shown):
+    gains = [(0.6, 0.5, last + e) for e in (-0.1, 0.0, 0.1)]
+    runs = [run("cn", s, a) for s, a in enumerate(gains)] + [run("bn", s, (0.3, 0.3, 0.3)) for s in range(3)]
+    found = results.difference(runs, "cn", "bn")
+    assert found.shown == shown and found.best.low > 0
+    assert f"{found:+.1%}".startswith("+30.0 ± 0.0 % and ")
+
+
+def test_pairing_uses_equal_seeds_only():
+    runs = [run("cn", s, (a,)) for s, a in ((0, 0.5), (1, 0.9), (2, 0.7))]
+    runs += [run("bn", s, (a,)) for s, a in ((2, 0.6), (0, 0.4), (3, 0.0))]
+    difference = results.paired(runs, "cn", "bn", "test_accuracy")
+    assert difference.n == 2 and difference.mean == pytest.approx(0.1) and difference.half == pytest.approx(0, abs=1e-9)
+    with pytest.raises(ValueError, match="no runs of mn"):
+        results.paired(runs, "mn", "bn", "test_accuracy")
+    with pytest.raises(ValueError, match="no seed in common"):
+        results.paired([run("cn", 0), run("bn", 1)], "cn", "bn", "test_accuracy")
