@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import ast
-import csv
-import io
 import re
 import subprocess
 import sys
@@ -13,12 +11,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import fields
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
-
-if TYPE_CHECKING:
-    from cnlib.results import Cell
 
 HELP = """Batch, mixture and context normalization: rerun the published experiments, and compare.
 
@@ -85,7 +80,10 @@ def data_names() -> list[str]:
 
 
 Profile = Annotated[
-    str, typer.Option(help="sizes: smoke (seconds), book (digits), reduced (CPU), paper (as published)")
+    str,
+    typer.Option(
+        help="sizes: smoke (seconds), book (digits), reduced (CPU), narrow (quarter of the width), paper"
+    ),
 ]
 Device = Annotated[str, typer.Option(help="cpu, cuda or mps")]
 Threads = Annotated[int, typer.Option(min=1, help="of the CPU, for each process; sums depend on it in the last bit")]
@@ -103,8 +101,8 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="print what would run, a
 @app.command()
 def run(
     name: Annotated[str, typer.Argument(help="the experiment, e.g. convnet", autocompletion=experiment_names)],
-    norm: Annotated[
-        str, typer.Option(help="the method, e.g. bn; a name it has not lists those of the experiment")
+    method: Annotated[
+        str, typer.Option("--method", "--norm", help="e.g. bn; a name it has not lists those of the experiment")
     ] = "cn",
     dataset: Annotated[str | None, typer.Option(help="see `cnlib data list`", autocompletion=data_names)] = None,
     lr: Annotated[float | None, typer.Option(help="learning rate")] = None,
@@ -127,9 +125,10 @@ def run(
 
     What is not given is the paper's, at the sizes of the profile.
 
-    cnlib run convnet --norm cn --dataset cifar10 --lr 1e-3 --seed 0 --profile paper --device cuda
+    cnlib run convnet --method cn --dataset cifar10 --lr 1e-3 --seed 0 --profile paper --device cuda
     """
     from cnlib.experiments import EXPERIMENTS
+    from cnlib.training import TASKS, check
 
     if name not in EXPERIMENTS:
         raise typer.BadParameter(f"{name!r}: expected one of {', '.join(EXPERIMENTS)}", param_hint="NAME")
@@ -137,7 +136,8 @@ def run(
     given["placement"] = None if placement is None else tuple(placement.split(","))  # type: ignore[assignment]
     given = {key: value for key, value in given.items() if value is not None} | dict(map(change, changes or []))
     try:
-        config = EXPERIMENTS[name].config(norm, seed, profile, **given)
+        config = EXPERIMENTS[name].config(method, seed, profile, **given)
+        check(config, TASKS)
     except (TypeError, ValueError) as error:
         raise typer.BadParameter(str(error)) from error
     _run({EXPERIMENTS[name].record_name(config): config}, out or Path("runs", name), device, threads, until, dry_run)
@@ -177,7 +177,7 @@ def sweep(
 def _run(configs: Mapping[str, Any], out: Path, device: str, threads: int, until: float | None, dry_run: bool) -> None:
     import torch
 
-    from cnlib import experiments
+    from cnlib import sweeps
     from cnlib.training import distributed
 
     if device.partition(":")[0] not in DEVICES:
@@ -192,7 +192,7 @@ def _run(configs: Mapping[str, Any], out: Path, device: str, threads: int, until
         _announce(configs, out, device)
         return
     try:
-        results = experiments.sweep(configs, out, device=device, minutes=until)
+        results = sweeps.sweep(configs, out, device=device, minutes=until)
     except KeyboardInterrupt:
         typer.echo(f"interrupted; finished epochs are in {out}: the same command goes on from there", err=True)
         raise typer.Exit(INTERRUPTED) from None
@@ -208,9 +208,9 @@ def _announce(configs: Mapping[str, Any], out: Path, device: str) -> None:
     from dataclasses import replace
 
     from cnlib import data
-    from cnlib.sweeps.run import EXPLAINED, estimate, once, recorded
+    from cnlib.sweeps.run import EXPLAINED, estimate, recorded, remembering
 
-    load, known, said = once(data.load), dict[Any, float | None](), set[str]()
+    load, known, printed = remembering(data.load), dict[Any, float | None](), set[str]()
     total, unknown = 0.0, 0
     for name, config in configs.items():
         try:
@@ -226,9 +226,9 @@ def _announce(configs: Mapping[str, Any], out: Path, device: str) -> None:
                 known[kind] = estimate(config, device, load(config.dataset))
             except EXPLAINED as error:
                 known[kind] = None
-                if str(error) not in said:
+                if str(error) not in printed:
                     typer.echo(f"error: {error}", err=True)
-                said.add(str(error))
+                printed.add(str(error))
         seconds = known[kind]
         if seconds is None:
             unknown += 1
@@ -262,42 +262,13 @@ def report(
         cells = results.reproduction(runs, None if table is None else [table])
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
-    head, rows = results.as_rows(cells)
     if form is Format.csv:
-        text = io.StringIO()
-        writer = csv.DictWriter(text, _numbers(cells[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(map(_numbers, cells))
-        typer.echo(text.getvalue(), nl=False)
+        typer.echo(results.to_numbers(cells).to_csv(index=False), nl=False)
     elif form is Format.markdown:
-        for row in (head, ["---"] * len(head), *rows):
-            typer.echo("| " + " | ".join(row) + " |")
+        typer.echo(results.to_text(cells).to_markdown(index=False))
     else:
-        widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
-        for row in (head, *rows):
-            typer.echo("  ".join(entry.ljust(width) for entry, width in zip(row, widths, strict=True)).rstrip())
+        typer.echo(results.to_text(cells).to_string(index=False))
     typer.echo(", ".join(f"{n} {verdict}" for verdict, n in Counter(cell.verdict for cell in cells).items()), err=True)
-
-
-def _numbers(cell: Cell) -> dict[str, object]:
-    """A cell with a number, or nothing, in each column; in percent and percentage points."""
-    gap = cell.ours_gap
-    row: dict[str, object] = {
-        "table": cell.table,
-        "cell": cell.label,
-        "printed": cell.published,
-        "printed_minus_bn": cell.gap,
-    }
-    for name, value in (
-        ("ours", cell.ours),
-        ("last_three", cell.late),
-        ("ours_minus_bn", gap.best if gap else None),
-        ("last_three_minus_bn", gap.late if gap else None),
-    ):
-        row[f"{name}_mean"] = value.mean if value else None
-        row[f"{name}_half"] = value.half if value and value.n > 1 else None  # a single value has no interval
-        row[f"{name}_n"] = value.n if value else None
-    return row | {"diverged": cell.diverged, "verdict": cell.verdict, "profile": cell.profile, "command": cell.command}
 
 
 @data_app.command("list")

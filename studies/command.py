@@ -21,6 +21,7 @@ os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # before torch: its profiler lo
 import torch
 import typer
 
+from cnlib.training.allocator import keep_freed_memory
 from cnlib.training.records import provenance, write_lines
 
 HERE = Path(__file__).parent
@@ -50,8 +51,9 @@ def main(
     if len(parts) > 1:  # a process each: what one leaves behind in memory is not in the next one's numbers
         failed = [part for part in parts if _measure_elsewhere(["--only", part, *given])]
         raise typer.Exit(1 if failed else 0)
-    if only in (Part.layers, Part.mixture):
-        _keep_memory(["--only", only, *given])
+    if only in (Part.layers, Part.mixture, Part.cost):
+        # otherwise what is measured, for every layer alike, is mostly the system clearing fresh pages
+        keep_freed_memory()
     at = torch.device("cpu" if only == Part.mixture else device)
     run: dict[Part, Callable[[], tuple[str, list[dict[str, Any]]]]] = {
         Part.layers: lambda: ("layer", _layers(budget, at)),
@@ -66,17 +68,6 @@ def main(
     path = (PACKAGE if record else HERE / "out") / f"{name}-{only}.jsonl"
     write_lines(path, [header, *({"type": kind, **row} for row in rows)])
     print(f"recorded in {path.relative_to(HERE.parent)}")
-
-
-def _keep_memory(arguments: list[str]) -> None:
-    """Start again with freed memory kept in the process, as a GPU's caching allocator keeps it.
-
-    Otherwise what is measured, for every layer alike, is mostly the kernel clearing fresh pages: up to three times the
-    layer itself. A training run is measured as it is run, without this.
-    """
-    if sys.platform == "linux" and "MALLOC_TRIM_THRESHOLD_" not in os.environ:
-        tunables = {"MALLOC_MMAP_THRESHOLD_": "8589934592", "MALLOC_TRIM_THRESHOLD_": "34359738368"}
-        os.execve(sys.executable, [sys.executable, "-m", "studies", *arguments], os.environ | tunables)
 
 
 def _measure_elsewhere(arguments: list[str]) -> int:

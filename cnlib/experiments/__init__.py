@@ -1,11 +1,17 @@
-"""One file for each published experiment: its configurations, by name, and nothing else. `sweep` runs them."""
+"""One file for each published experiment: its configurations, and nothing else. A new file is found by itself."""
 
-from cnlib.experiments import convnet
-from cnlib.sweeps import Experiment, Grid, Printed, estimate, recorded, sweep
+from importlib import import_module
+from pkgutil import iter_modules
 
-EXPERIMENTS = {module.EXPERIMENT.name: module.EXPERIMENT for module in (convnet,)}
+from cnlib.sweeps import Experiment
 
-__all__ = ["EXPERIMENTS", "Experiment", "Grid", "Printed", "estimate", "find_sweep", "recorded", "sweep"]
+EXPERIMENTS: dict[str, Experiment] = {
+    experiment.name: experiment
+    for module in iter_modules(__path__)
+    for experiment in [import_module(f"{__name__}.{module.name}").EXPERIMENT]
+}
+
+__all__ = ["EXPERIMENTS", "Experiment", "find_sweep"]
 
 
 def find_sweep(name: str) -> Experiment:

@@ -4,80 +4,99 @@
 
 The French paper replaces the third batch norm by MN or CN, and CN's encoder is one affine map of the one-hot id. The
 ICDM paper puts CN on the image ("CN-Channels"), before all layers, with an embedder, and MN in the place of the third
-batch norm. Three controls, which neither has, tell what a context is worth: `cn-random` and `mn-random` draw contexts
-at random, `cn-one` has a single one, so that CN is a plain learned affine map (MN with one is BN). CN+ (Tables 2 and
-VI) is evaluated on the networks of CN.
+batch norm. Controls, which neither has, tell what a context is worth: `-random` draws contexts at random, `-one` has a
+single one, so that CN is a plain learned affine map (MN with one is BN). CN+ (Tables 2 and VI) is another reading of
+the networks of CN.
 """
 
 from __future__ import annotations
 
-from typing import Any
-
 from cnlib.sweeps.experiment import Experiment, Fields, Grid, Printed, product
 
 K = 3
+THIRD: Fields = {"norm": "cn", "placement": ("conv3",), "encoder": "linear"}
+IMAGE: Fields = {"norm": "cn", "placement": ("input",), "encoder": "embedder"}
+MIXTURE: Fields = {"contexts": "gmm", "num_contexts": K}
+RANDOM: Fields = {"contexts": "random", "num_contexts": K}
+ONE: Fields = {"contexts": "one", "num_contexts": 1}
 METHODS: dict[str, Fields] = {
     "bn": {"norm": "bn"},
-    "mn": {"norm": "mn", "contexts": "gmm", "num_contexts": K},
+    "mn": {"norm": "mn", **MIXTURE},
     "mn-em": {"norm": "mn", "num_contexts": K},
-    "mn-random": {"norm": "mn", "contexts": "random", "num_contexts": K},
-    "cn": {"norm": "cn", "contexts": "gmm", "num_contexts": K, "inference": "both"},
-    "cn-random": {"norm": "cn", "contexts": "random", "num_contexts": K},
-    "cn-one": {"norm": "cn", "contexts": "one", "num_contexts": 1},
+    "mn-random": {"norm": "mn", **RANDOM},
+    "cn": {**THIRD, **MIXTURE},
+    "cn-random": {**THIRD, **RANDOM},
+    "cn-one": {**THIRD, **ONE},
+    "cn-channels": {**IMAGE, **MIXTURE},
+    "cn-channels-random": {**IMAGE, **RANDOM},
+    "cn-channels-one": {**IMAGE, **ONE},
 }
-PUBLISHED: dict[str, Any] = {"dataset": "cifar10", "optimizer": "rmsprop", "momentum": 0.9, "batch_size": 256}
+PUBLISHED: Fields = {
+    "dataset": "cifar10",
+    "placement": ("conv3",),
+    "encoder": "linear",
+    "optimizer": "rmsprop",
+    "momentum": 0.9,
+    "batch_size": 256,
+    "lr": 1e-3,
+    "weight_decay": 1e-4,
+}
 PROFILES: dict[str, Fields] = {
     "smoke": {"dataset": "digits", "width": 0.0625, "epochs": 2, "batch_size": 64, "train_size": 200, "test_size": 100},
     "book": {"dataset": "digits", "width": 0.25, "epochs": 5, "batch_size": 64},
     # flips stand in for the images left out; the papers name no augmentation for this network
     "reduced": {"width": 0.25, "epochs": 10, "train_size": 10240, "test_size": 2000, "flip": True},
+    "narrow": {"width": 0.25, "epochs": 100},
     "paper": {"width": 1.0, "epochs": 100},
 }
-SEEDS = {"smoke": 1, "book": 3, "reduced": 5, "paper": 3}
+SEEDS = {"smoke": 1, "book": 3, "reduced": 5, "narrow": 3, "paper": 3}
 
-FRENCH: Fields = {"placement": ("conv3",), "encoder": "linear"}
-ICDM: Fields = {"placement": ("input",), "encoder": "embedder"}
 RATES = product(lr=(1e-3, 5e-3), weight_decay=(1e-4, 2e-5))
 CIFAR = ("cifar10", "cifar100")
-CN = ("cn", "cn-random", "cn-one")
+FRENCH = ("bn", "mn", "mn-em", "mn-random", "cn", "cn-random", "cn-one")
+CN, CHANNELS = FRENCH[-3:], ("cn-channels", "cn-channels-random", "cn-channels-one")
+ICDM = ("bn", "mn", *CHANNELS)
 
 
-def settings(where: Fields, datasets: tuple[str, ...], rates: tuple[Fields, ...]) -> tuple[Fields, ...]:
-    return tuple({"dataset": dataset, **rate, **where} for dataset in datasets for rate in rates)
+def on(datasets: tuple[str, ...], rates: tuple[Fields, ...]) -> tuple[Fields, ...]:
+    return tuple({"dataset": dataset, **rate} for dataset in datasets for rate in rates)
 
 
 TABLE_1 = tuple(
-    Grid(tuple(METHODS), settings(FRENCH, (dataset,), RATES[:1]), profiles)
+    Grid(FRENCH, on((dataset,), RATES[:1]), profiles)
     for dataset, profiles in (("cifar10", ()), ("cifar100", ()), ("tiny-imagenet", ("paper",)))
 )
-TABLE_V = tuple(
-    Grid(methods, settings(where, (dataset,), rates))
-    for rates in (RATES[:1], RATES[1:])
-    for dataset in CIFAR
-    for methods, where in ((("bn", "mn"), FRENCH), (CN, ICDM))
-)
+TABLE_V = tuple(Grid(ICDM, on((dataset,), rates)) for rates in (RATES[:1], RATES[1:]) for dataset in CIFAR)
 EXPERIMENT = Experiment(
     name="convnet",
     about="BN, MN, CN and their controls on the CIFAR ConvNet",
     methods=METHODS,
-    published={**PUBLISHED, **RATES[0], **FRENCH},
+    published=PUBLISHED,
     profiles=PROFILES,
     seeds=SEEDS,
     sweeps={
         "table-1": TABLE_1,
         "table-2": tuple(Grid(("cn",), grid.settings, grid.profiles) for grid in TABLE_1),
         "table-v": TABLE_V,
-        "table-vi": tuple(Grid(("cn",), grid.settings) for grid in TABLE_V if "cn" in grid.methods),
+        "table-vi": tuple(Grid(("cn-channels",), grid.settings) for grid in TABLE_V),
         # the other placement of CN under all rates: neither paper has it
-        "placements": (Grid(CN, settings(FRENCH, CIFAR, RATES)), Grid(CN, settings(ICDM, CIFAR, RATES))),
+        "placements": (Grid(CN, on(CIFAR, RATES)), Grid(CHANNELS, on(CIFAR, RATES))),
         # RMSprop starts with steps of about ten times the rate: does CN suffer from the start, or from what it is?
-        "optimizer": (Grid(("bn", *CN), settings(FRENCH, CIFAR, ({**RATES[0], "optimizer": "adamw"},))),),
+        "optimizer": (Grid(("bn", *CN), on(CIFAR, ({**RATES[0], "optimizer": "adamw"},))),),
+        # the published steps and images at a quarter of the width, the most telling comparison first
+        "long": (Grid(("bn", "cn-channels", "cn-channels-random", "mn"), on(CIFAR[::-1], RATES[:1]), ("narrow",)),),
     },
     printed={
         "french_table_1": Printed("table-1", {"BN": "bn", "MN": "mn", "CN": "cn"}),
-        "french_table_2": Printed("table-2", {"CN+": "cn+"}, baseline_table="french_table_1"),
-        "icdm_table_5": Printed("table-v", {"BN": "bn", "MN": "mn", "CN": "cn"}),
-        "icdm_table_6": Printed("table-vi", {"CN+": "cn+"}, baseline_table="icdm_table_5", meant={("lr", 0.01): 0.001}),
+        "french_table_2": Printed("table-2", {"CN+": "cn"}, readings={"CN+": "plus"}, baseline_table="french_table_1"),
+        "icdm_table_5": Printed("table-v", {"BN": "bn", "MN": "mn", "CN": "cn-channels"}),
+        "icdm_table_6": Printed(
+            "table-vi",
+            {"CN+": "cn-channels"},
+            readings={"CN+": "plus"},
+            baseline_table="icdm_table_5",
+            meant={("lr", 0.01): 0.001},
+        ),
     },
 )
 config = EXPERIMENT.config

@@ -1,12 +1,18 @@
-"""Models whose norm layers are slots: a slot takes a factory, ``factory(num_features) -> nn.Module``.
+"""Models: plain modules with norm layers of their own, which `cnlib.convert` swaps.
 
-A model is called as ``model(num_classes, in_channels, image_size, width=..., slots={slot: factory}, **options)`` with
-the options of the configuration that it names as keywords, each with a default. It makes its own norm in every other
-slot, raises ValueError for a slot it lacks, and draws its weights before it calls a factory, so that equal seeds start
-equal whatever the norm. A layer in a slot is called with (N, C) or (N, C, *). ``model.slot(name)`` is the layer's name
-in ``named_modules()``. ``cnlib.training.build.MODELS[name] = model`` makes it a choice.
+MODELS names factories, called as ``factory(num_classes, in_channels, image_size, width=..., **options)``, image_size
+being (height, width), with the options of the configuration that they name as keywords, each with a default. A model
+may say which of its norm layers a short name means, ``SLOTS = {"conv3": "norm3"}``; without, layers are named as in
+``named_modules()``. A place that stays empty until a layer is put there is a `cnlib.norm.Place`. A layer is called with
+(N, C) or (N, C, *). One row here, or ``MODELS[name] = factory`` in an experiment's file, makes a model a choice.
 """
+
+from collections.abc import Callable
+
+from torch import nn
 
 from cnlib.models.convnet import ConvNet
 
-__all__ = ["ConvNet"]
+__all__ = ["MODELS", "ConvNet"]
+
+MODELS: dict[str, Callable[..., nn.Module]] = {"convnet": ConvNet}

@@ -4,15 +4,15 @@ runs = cnlib.results.load("convnet")                       # recorded runs of an
 summary = cnlib.results.final(runs, "test_accuracy")       # {"bn": Interval, "cn": ...} over seeds
 cnlib.results.difference(runs, "cn", "cn-random")          # running best and last epochs, paired; shown or not
 cnlib.results.published("icdm_table_5").rows
-cnlib.results.report(runs)                           # every published number beside ours, with a verdict
+cnlib.results.reproduction(runs)                           # every published number beside ours, with a verdict
 """
 
 from cnlib.results.benchmarks import machines, measured
 from cnlib.results.images import MixtureRecord, mixture_record
 from cnlib.results.intervals import Difference, Interval, difference, final, interval, paired
 from cnlib.results.papers import Table, published, tables
-from cnlib.results.report import VERDICTS, Cell, as_rows, reproduction
-from cnlib.results.runs import by_method, cn_plus, experiments, load, select, settings, to_frame
+from cnlib.results.report import VERDICTS, Cell, reproduction, to_numbers, to_text
+from cnlib.results.runs import by_method, experiments, load, select, to_frame
 
 __all__ = [
     "VERDICTS",
@@ -21,9 +21,7 @@ __all__ = [
     "Interval",
     "MixtureRecord",
     "Table",
-    "as_rows",
     "by_method",
-    "cn_plus",
     "difference",
     "experiments",
     "final",
@@ -36,7 +34,8 @@ __all__ = [
     "published",
     "reproduction",
     "select",
-    "settings",
     "tables",
     "to_frame",
+    "to_numbers",
+    "to_text",
 ]

@@ -5,12 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
-from cnlib.experiments import EXPERIMENTS, Experiment, Printed
+from cnlib.experiments import EXPERIMENTS
 from cnlib.results.intervals import LATE, Difference, Interval, interval, value_at
 from cnlib.results.papers import published, tables
-from cnlib.results.runs import cn_plus, experiments, load
+from cnlib.results.runs import experiments, load
+from cnlib.sweeps import Experiment, Printed
 from cnlib.training import Config, Run
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 VERDICTS = {
     "reproduced": "the difference from the baseline (BN, for the ConvNet) has the printed sign, and leaves 0 out of "
@@ -69,7 +74,7 @@ def reproduction(runs: Sequence[Run] | None = None, names: Iterable[str] | None 
     the package). Of several profiles the largest recorded counts: a cell never mixes two."""
     if runs is None:
         runs = [run for experiment in experiments() for run in load(experiment)]
-    recorded = _Recorded(runs)
+    recorded = RunIndex(runs)
     cells = []
     for name in tables() if names is None else names:
         found = next((e for e in EXPERIMENTS.values() if name in e.printed), None)
@@ -77,14 +82,39 @@ def reproduction(runs: Sequence[Run] | None = None, names: Iterable[str] | None 
     return cells
 
 
-HEAD = (
-    "table", "cell", "printed", "ours", "last three", "seeds",
-    "printed - {0}", "ours - {0}", "last three - {0}", "verdict", "command",
-)  # fmt: skip
+def to_numbers(cells: Sequence[Cell]) -> pd.DataFrame:
+    """One row a cell, a number or nothing in each column, in percent and percentage points; gaps are to `baseline`."""
+    import pandas as pd
+
+    def reading(name: str, value: Interval | None) -> dict[str, object]:
+        half = value.half if value and value.n > 1 else None  # a single value has no interval
+        return {f"{name}_mean": value and value.mean, f"{name}_half": half, f"{name}_n": value and value.n}
+
+    def row(cell: Cell) -> dict[str, object]:
+        gap = cell.ours_gap
+        return {
+            "table": cell.table,
+            "cell": cell.label,
+            "baseline": cell.baseline,
+            "printed": cell.published,
+            "printed_gap": cell.gap,
+            **reading("ours", cell.ours),
+            **reading("last_three", cell.late),
+            **reading("ours_gap", gap.best if gap else None),
+            **reading("last_three_gap", gap.late if gap else None),
+            "diverged": cell.diverged,
+            "verdict": cell.verdict,
+            "profile": cell.profile,
+            "command": cell.command,
+        }
+
+    frame = pd.DataFrame([row(cell) for cell in cells])
+    return frame.astype({name: "Int64" for name in frame.columns if name.endswith("_n")})
 
 
-def as_rows(cells: Sequence[Cell]) -> tuple[list[str], list[list[str]]]:
-    """Heading and rows of text, to print; all values in percent or percentage points."""
+def to_text(cells: Sequence[Cell]) -> pd.DataFrame:
+    """The same as text, to print on a page or in a terminal."""
+    import pandas as pd
 
     def text(value: Interval | float | None, spec: str) -> str:
         return "" if value is None else format(value, spec)
@@ -94,55 +124,55 @@ def as_rows(cells: Sequence[Cell]) -> tuple[list[str], list[list[str]]]:
         return "" if counted is None else f"{counted.n}" + (f", {cell.diverged} diverged" if cell.diverged else "")
 
     baseline = " or ".join(dict.fromkeys(cell.baseline for cell in cells if cell.baseline)) or "baseline"
-    return [name.format(baseline) for name in HEAD], [
-        [
-            cell.table,
-            cell.label,
-            text(cell.published, ".2f"),
-            text(cell.ours, ".1f"),
-            text(cell.late, ".1f"),
-            seeds(cell),
-            text(cell.gap, "+.2f"),
-            text(cell.ours_gap.best if cell.ours_gap else None, "+.1f"),
-            text(cell.ours_gap.late if cell.ours_gap else None, "+.1f"),
-            f"{cell.verdict} ({cell.profile})" if cell.profile else cell.verdict,
-            cell.command,
-        ]
-        for cell in cells
-    ]
+    return pd.DataFrame(
+        {
+            "table": [cell.table for cell in cells],
+            "cell": [cell.label for cell in cells],
+            "printed": [text(cell.published, ".2f") for cell in cells],
+            "ours": [text(cell.ours, ".1f") for cell in cells],
+            "last three": [text(cell.late, ".1f") for cell in cells],
+            "seeds": [seeds(cell) for cell in cells],
+            f"printed - {baseline}": [text(cell.gap, "+.2f") for cell in cells],
+            f"ours - {baseline}": [text(cell.ours_gap.best if cell.ours_gap else None, "+.1f") for cell in cells],
+            f"last three - {baseline}": [text(cell.ours_gap.late if cell.ours_gap else None, "+.1f") for cell in cells],
+            "verdict": [f"{cell.verdict} ({cell.profile})" if cell.profile else cell.verdict for cell in cells],
+            "command": [cell.command for cell in cells],
+        }
+    )
 
 
-class _Recorded:
+class RunIndex:
     """Runs that ended, to be found by configuration, whatever their seeds."""
 
     def __init__(self, runs: Sequence[Run]) -> None:
-        ended = [run for run in runs if run.status != "unfinished"]
-        self.own, self.plus = self._by_setting(ended), self._by_setting(cn_plus(ended))
+        self.runs: dict[Config, dict[int, Run]] = {}
+        for run in runs:
+            if run.status != "unfinished":
+                self.runs.setdefault(replace(run.config, seed=0), {})[run.config.seed] = run
         self.sweeps: dict[tuple[str, str, str], list[Config]] = {}
 
-    @staticmethod
-    def _by_setting(runs: Sequence[Run]) -> dict[Config, dict[int, Run]]:
-        found: dict[Config, dict[int, Run]] = {}
-        for run in runs:
-            found.setdefault(replace(run.config, inference="cn", seed=0), {})[run.config.seed] = run
-        return found
-
-    def find(self, experiment: Experiment, printed: Printed, profile: str, model: str, row: Row) -> dict[int, Run]:
-        """{seed: run} of a printed model in one printed setting."""
-        method, key = printed.models[model], (experiment.name, printed.sweep, profile)
+    def find(self, experiment: Experiment, printed: Printed, profile: str, row: Row) -> dict[int, Run]:
+        """{seed: run} of the printed model of a row in its setting."""
+        method, key = printed.models[str(row["model"])], (experiment.name, printed.sweep, profile)
         if key not in self.sweeps:
             self.sweeps[key] = [*experiment.configs(printed.sweep, profile, seeds=1).values()]
-        runs = self.plus if method.endswith("+") else self.own
         where = {k: v for k, v in row.items() if k in Config.__dataclass_fields__ and k != "model"}
         if row["dataset"] in printed.tests:
             del where["dataset"]
         for config in self.sweeps[key]:
-            if config.method == method.removesuffix("+") and all(getattr(config, k) == v for k, v in where.items()):
-                return runs.get(replace(config, inference="cn"), {})
+            if config.method == method and all(getattr(config, k) == v for k, v in where.items()):
+                return self.runs.get(config, {})
         return {}
 
 
-def _cell(name: str, row: Row, experiment: Experiment | None, recorded: _Recorded) -> Cell:
+def _metric(printed: Printed, row: Row) -> str:
+    """What our runs call the quantity of a printed cell: "test_accuracy", "test_plus_accuracy", ..."""
+    test = printed.tests.get(str(row["dataset"]), "test")
+    reading = printed.readings.get(str(row["model"]))
+    return "_".join([test, *([reading] if reading else []), str(row["metric"])])
+
+
+def _cell(name: str, row: Row, experiment: Experiment | None, recorded: RunIndex) -> Cell:
     value = row["value"]
     assert value is None or isinstance(value, float)
     if experiment is None:
@@ -150,17 +180,17 @@ def _cell(name: str, row: Row, experiment: Experiment | None, recorded: _Recorde
     printed = experiment.printed[name]
     baseline, table = printed.baseline, printed.baseline_table or name
     row = {key: printed.meant.get((key, entry), entry) for key, entry in row.items()}
-    metric = f"{printed.tests.get(str(row['dataset']), 'test')}_{row['metric']}"
     gap = _gap(value, row, baseline, table)
     for profile in reversed([*experiment.profiles]):
-        runs = recorded.find(experiment, printed, profile, str(row["model"]), row)
-        ours, late = readings = _readings(runs, metric, row)
+        runs = recorded.find(experiment, printed, profile, row)
+        ours, late = readings = _readings(runs, _metric(printed, row), row)
         if not ours:
             continue
         best = interval([*ours.values()])
         against = experiment.printed[table]
-        others = {} if row["model"] == baseline else recorded.find(experiment, against, profile, baseline, row)
-        difference = _difference(readings, _readings(others, metric, row))
+        theirs = row | {"model": baseline}
+        others = {} if row["model"] == baseline else recorded.find(experiment, against, profile, theirs)
+        difference = _difference(readings, _readings(others, _metric(against, theirs), theirs))
         return Cell(
             name,
             row,

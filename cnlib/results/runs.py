@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -42,34 +41,21 @@ def load(experiment: str | os.PathLike[str], profile: str | None = None) -> list
 
 
 def select(runs: Sequence[Run], **fields: object) -> list[Run]:
-    """The runs whose configuration has these values, e.g. select(runs, dataset="cifar10", placement=("conv3",))."""
+    """The runs whose configuration has these values, e.g. select(runs, dataset="cifar10", method=("bn", "cn")).
+
+    Several values, as a set or a tuple of them, take any; a placement is one tuple.
+    """
     if unknown := set(fields) - set(Config.__dataclass_fields__):
         known = ", ".join(Config.__dataclass_fields__)
         raise ValueError(
             f"select: {', '.join(sorted(unknown))} is no field of a configuration: expected one of {known}"
         )
-    return [run for run in runs if all(getattr(run.config, name) == value for name, value in fields.items())]
 
+    def fits(run: Run, name: str, wanted: object) -> bool:
+        value = getattr(run.config, name)
+        return value in wanted if isinstance(wanted, tuple | set) and name != "placement" else value == wanted
 
-def settings(runs: Sequence[Run]) -> dict[str, list[Run]]:
-    """{setting: runs to compare}: equal data, profile, optimizer and place of context norm; BN and MN stand in each.
-
-    A setting reads "cifar10, CN in conv3, lr 0.001, wd 0.0001"; optimizer and profile follow where there are several.
-    """
-    profiles, optimizers = len({run.label for run in runs}) > 1, len({run.config.optimizer for run in runs}) > 1
-    groups: dict[str, list[Run]] = {}
-    for run in runs:
-        c = run.config
-        rates = {"optimizer": c.optimizer, "lr": c.lr, "weight_decay": c.weight_decay}
-        same = select(runs, dataset=c.dataset, profile=c.profile, **rates)
-        name = f"{c.dataset}, CN in {'+'.join(c.placement)}, lr {c.lr:g}, wd {c.weight_decay:g}"
-        name += f", {c.optimizer}" if optimizers else ""
-        name += f", {c.profile}" if profiles else ""
-        if c.norm == "cn" and name not in groups:
-            groups[name] = [
-                other for other in same if other.config.norm != "cn" or other.config.placement == c.placement
-            ]
-    return groups
+    return [run for run in runs if all(fits(run, name, value) for name, value in fields.items())]
 
 
 def by_method(runs: Sequence[Run]) -> dict[str, dict[int, Run]]:
@@ -85,17 +71,6 @@ def by_method(runs: Sequence[Run]) -> dict[str, dict[int, Run]]:
                 f"({how}): select one setting first"
             )
     return groups
-
-
-def cn_plus(runs: Sequence[Run]) -> list[Run]:
-    """The same networks under CN+ at inference, as runs of their own (method "cn+"), where both were measured."""
-    found = []
-    for run in runs:
-        if run.config.inference == "both":
-            plus = {key.replace("_plus", ""): curve for key, curve in run.epochs.items() if "_plus" in key}
-            rest = {key: curve for key, curve in run.epochs.items() if not key.startswith("test_")}
-            found.append(replace(run, config=replace(run.config, inference="cn+"), epochs=rest | plus, final={}))
-    return found
 
 
 def to_frame(runs: list[Run]) -> pd.DataFrame:

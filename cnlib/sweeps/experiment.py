@@ -30,7 +30,8 @@ class Printed:
 
     models: {printed name: method}. baseline: the printed name of the one that the others are compared with;
     baseline_table: the published table that prints it in the same settings, by default the table's own.
-    tests: {printed data set: name of the test set} where that column says what is tested, not what is trained on.
+    readings: {printed name: "plus"} where it is another reading of the test set. tests: {printed data set: name of the
+    test set} where that column says what is tested, not what is trained on.
     meant: {(column, printed value): value}, where the print is plainly wrong.
     """
 
@@ -38,6 +39,7 @@ class Printed:
     models: Mapping[str, str]
     baseline: str = "BN"
     baseline_table: str | None = None
+    readings: Mapping[str, str] = field(default_factory=dict)
     tests: Mapping[str, str] = field(default_factory=dict)
     meant: Mapping[tuple[str, Any], Any] = field(default_factory=dict)
 
@@ -46,7 +48,7 @@ class Printed:
 class Experiment:
     """One published experiment.
 
-    methods   {name: fields}: what is compared
+    methods   {name: fields}: what is compared, where each sits included
     published {field: value}: the setting of the paper
     profiles  {name: fields}: sizes; "paper" changes none of the published ones
     seeds     {profile: how many}
@@ -66,22 +68,12 @@ class Experiment:
     def config(
         self, method: str, seed: int = 0, profile: str = "book", setting: Fields | None = None, **changes: Any
     ) -> Config:
-        """The configuration of one run; `changes` are fields of Config and override the profile, e.g. epochs=3.
-
-        A placement alone brings what the experiment's own settings have there besides, e.g. another encoder.
-        """
+        """The configuration of one run; `changes` are fields of Config and override the profile, e.g. epochs=3."""
         for what, given, known in (("method", method, self.methods), ("profile", profile, self.profiles)):
             if given not in known:
                 raise ValueError(f"{self.name} has no {what} {given!r}: expected one of {', '.join(known)}")
-        setting = self._setting(changes.get("placement")) if setting is None else setting
-        run = {"profile": profile, "seed": seed} | changes
-        return _merged(self.published, setting, self.profiles[profile], self.methods[method], run)
-
-    def _setting(self, placement: tuple[str, ...] | None) -> Fields:
-        if placement is None:
-            return {}
-        settings = (setting for grids in self.sweeps.values() for grid in grids for setting in grid.settings)
-        return next((setting for setting in settings if setting.get("placement") == placement), {})
+        run = {"method": method, "profile": profile, "seed": seed} | changes
+        return _merged(self.published, setting or {}, self.profiles[profile], self.methods[method], run)
 
     def configs(
         self, sweep: str, profile: str = "book", seeds: int | None = None, only: str = "*", **changes: Any
@@ -106,28 +98,20 @@ class Experiment:
         return {name: config for config in chosen if fnmatch(name := self.record_name(config), only)}
 
     def record_name(self, config: Config) -> str:
-        """The name of a run's record: what tells the runs of the sweeps apart, then whatever else differs from them.
+        """The name of a run's record: profile, data set, method, whatever differs from this experiment's own, seed.
 
-        "paper-cifar10-cn-conv3-lr0.001-wd0.0001-s0"; "...-wd0.0001-epochs=3-s0"; a hash where that makes no file name.
+        "reduced-cifar10-cn-s0"; "reduced-cifar10-cn-channels-lr=0.005-s0"; a hash where that makes no file name.
         """
-        method = config.method.removesuffix("+")
-        usual = {"placement": Config.placement, "optimizer": Config.optimizer, **self.published}
-        everywhere = config.norm == "bn" and config.placement == usual["placement"]  # every other slot has it anyway
-        parts = [config.profile, config.dataset, method, "all" if everywhere else "+".join(config.placement)]
-        parts += [config.optimizer] if config.optimizer != usual["optimizer"] else []
-        parts += [f"lr{config.lr!r}", f"wd{config.weight_decay!r}"]
-        own = self.methods.get(method) or next(iter(self.methods.values()))
-        expected = _merged(usual, self._setting(config.placement), self.profiles.get(config.profile, {}), own).to_dict()
-        expected, mine = (d | d["options"] for d in (expected, config.to_dict()))
-        keys = [key for key in mine if key not in NAMED and mine[key] != expected.get(key)]
-        rest = "-".join(f"{key}={mine[key]}" for key in keys)
+        own = {"profile": config.profile, "dataset": config.dataset, "method": config.method, "seed": config.seed}
+        profile, method = self.profiles.get(config.profile, {}), self.methods.get(config.method, {})
+        expected, mine = (
+            d | d["options"] for d in (_merged(self.published, profile, method, own).to_dict(), config.to_dict())
+        )
+        changed = [key for key in mine if key != "options" and mine[key] != expected.get(key)]
+        rest = "-".join(f"{key}={mine[key]}" for key in changed)
         if len(rest) > 80 or re.search(r"[^\w.=+-]", rest):
             rest = hashlib.sha256(rest.encode()).hexdigest()[:8]
-        return "-".join([*parts, *([rest] if rest else []), f"s{config.seed}"])
-
-
-# what stands in every record's name
-NAMED = {"profile", "dataset", "placement", "optimizer", "lr", "weight_decay", "seed", "called", "options"}
+        return "-".join([config.profile, config.dataset, config.method, *([rest] if rest else []), f"s{config.seed}"])
 
 
 def _merged(*layers: Fields) -> Config:

@@ -7,14 +7,15 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import torch
 
 from cnlib.data import ImageData, load
-from cnlib.training import TASKS, Busy, Config, distributed, train
-from cnlib.training.loop import fetch, look, whole
+from cnlib.training import TASKS, Busy, Config, check, distributed, train
+from cnlib.training.loop import fetch, is_finished, read_saved
 
 EXPLAINED = (ImportError, OSError, ValueError)  # their message says what to do: no traceback
 
@@ -38,7 +39,7 @@ def sweep(
     distributed.start(device)  # where torchrun started several processes, they share each run
     start = time.monotonic()
     until = None if minutes is None else start + 60 * minutes
-    data, said = once(fetch), set[str]()
+    data, reported = remembering(fetch), set[str]()
     for i, (name, config) in enumerate(configs.items(), start=1):
         clock = time.monotonic()
         record = Path(out) / f"{name}.jsonl"
@@ -52,8 +53,8 @@ def sweep(
             continue
         except EXPLAINED as error:
             if distributed.leader():
-                print(f"error: {name}: {'as above' if str(error) in said else error}", file=sys.stderr, flush=True)
-            said.add(str(error))
+                print(f"error: {name}: {'as above' if str(error) in reported else error}", file=sys.stderr, flush=True)
+            reported.add(str(error))
             results[name] = "failed"
             continue
         except Exception:
@@ -61,9 +62,9 @@ def sweep(
             results[name] = "failed"
             continue
         results[name] = run.status
-        accuracy = f", test accuracy {run.epochs['test_accuracy'][-1]:.4f}" if run.epochs else ""
+        last = f", {run.headline.replace('_', ' ')} {run.epochs[run.headline][-1]:.4f}" if run.epochs else ""
         if distributed.leader():
-            print(f"[{i}/{len(configs)}] {name}: {run.status}{accuracy}, {time.monotonic() - clock:.0f} s", flush=True)
+            print(f"[{i}/{len(configs)}] {name}: {run.status}{last}, {time.monotonic() - clock:.0f} s", flush=True)
     return results
 
 
@@ -78,10 +79,10 @@ def recorded(config: Config, record: Path) -> bool:
 
     Raises ValueError where it cannot run: the record, or its checkpoint, is damaged or of another configuration.
     """
-    return whole(look(record, config)[0])
+    return is_finished(read_saved(record, config)[0])
 
 
-def once(function: Callable[[str], ImageData]) -> Callable[[str], ImageData]:
+def remembering(function: Callable[[str], ImageData]) -> Callable[[str], ImageData]:
     """`function`, called once for each argument; what it raised is raised again."""
     outcomes: dict[str, ImageData | Exception] = {}
 
@@ -103,13 +104,17 @@ def estimate(config: Config, device: str = "cpu", data: ImageData | None = None)
 
     data: instead of ``cnlib.data.load(config.dataset)``, whose errors are raised.
     """
+    check(config, TASKS)
     data = data or load(config.dataset)
-    train_size = config.train_size or len(data.train_labels)
-    test_size = config.test_size or len(data.test_labels)
-    steps = min(2, max(1, train_size // config.batch_size))
-    few = min(train_size, steps * config.batch_size), min(test_size, config.batch_size)
-    trainer = TASKS[config.task](config, data.subset(*few), torch.device(device))
+    # the sizes are those of the run, cut alike in the data and in the configuration
+    whole = data.subset(config.train_size, config.test_size)
+    held_out = min(config.validation, config.batch_size)
+    trained = len(whole.train_labels) - config.validation
+    few = min(trained, 2 * config.batch_size) + held_out, min(len(whole.test_labels), config.batch_size)
+    part = whole.subset(*few)
+    small = replace(config, train_size=few[0], test_size=few[1], validation=held_out)
+    trainer = TASKS[config.task](small, part, torch.device(device))
     trainer.run_epoch()  # allocations, autotuning, compilation
     metrics = trainer.run_epoch()
-    per_epoch = metrics["train_seconds"] * train_size / few[0] + metrics["eval_seconds"] * test_size / few[1]
-    return config.epochs * per_epoch
+    seconds = metrics["train_seconds"] * trained / (few[0] - held_out)
+    return config.epochs * (seconds + metrics["eval_seconds"] * len(whole.test_labels) / few[1])

@@ -1,9 +1,10 @@
 """One loop for all experiments: ``train(Config(...), "runs/bn-s0.jsonl")`` trains, resumes, or returns the record."""
 
+from cnlib.training.build import check
 from cnlib.training.checkpoint import Busy
 from cnlib.training.config import Config
 from cnlib.training.loop import train
 from cnlib.training.records import Run, read
-from cnlib.training.trainer import TASKS, Trainer
+from cnlib.training.trainer import TASKS, TestSet, Trainer
 
-__all__ = ["TASKS", "Busy", "Config", "Run", "Trainer", "read", "train"]
+__all__ = ["TASKS", "Busy", "Config", "Run", "TestSet", "Trainer", "check", "read", "train"]

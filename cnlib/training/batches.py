@@ -1,27 +1,33 @@
-"""A data split that lives on the device as uint8; normalization, flips and crops are operations on whole batches."""
+"""A data split that lives on the device as uint8; normalization and augmentation are operations on whole batches."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import copy
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
-from torch.nn import functional as F
+from torch import Generator, Tensor
+
+from cnlib.training.augment import View, see
 
 
 @dataclass
 class Batch:
-    """x (N, C, H, W) normalized; labels (N,); ids (N,) and responsibilities (N, K) where the norm layers use them.
+    """x (N, C, H, W) normalized; labels (N,); what the data set and the contexts have for each image besides, or None:
+    ids (N,), responsibilities (N, K), domains (N,).
 
+    views: x, and the other views of the same images, where several were asked for.
     weight: of its mean loss, where processes share a batch and average their gradients: parts may differ in size.
     """
 
     x: Tensor
     labels: Tensor
-    ids: Tensor | None
-    responsibilities: Tensor | None
+    ids: Tensor | None = None
+    responsibilities: Tensor | None = None
+    domains: Tensor | None = None
+    views: tuple[Tensor, ...] = ()
     weight: float = 1.0
 
 
@@ -35,8 +41,14 @@ def moments(images: np.ndarray) -> tuple[Tensor, Tensor]:
     return torch.tensor(mean, dtype=torch.float32), torch.tensor(np.where(std > 0, std, 1), dtype=torch.float32)
 
 
+ALONGSIDE = ("labels", "ids", "responsibilities", "domains")
+
+
 class Split:
-    """Images (N, H, W, C) uint8 and labels (N,) on `device`; batches are normalized by `statistics`, (mean, std)."""
+    """Images (N, H, W, C) uint8 and what goes with each, on `device`; `statistics`, (mean, std), normalize batches.
+
+    labels (N,), ids (N,), responsibilities (N, K), domains (N,): arrays or tensors; the last three may be None.
+    """
 
     def __init__(
         self,
@@ -46,69 +58,70 @@ class Split:
         device: torch.device,
         ids: Tensor | None = None,
         responsibilities: Tensor | None = None,
-        border: int = 0,
+        domains: np.ndarray | None = None,
         channels_last: bool = True,
     ) -> None:
-        self.size = images.shape[1]
-        resident = torch.from_numpy(np.array(images)).to(device)
-        self.border, self.channels_last = border, channels_last
-        self.images = F.pad(resident, (0, 0, border, border, border, border)) if border else resident
-        self.labels = torch.from_numpy(labels).to(device)
+        self.channels_last = channels_last
+        self.images = torch.from_numpy(np.array(images)).to(device)
         self.mean, self.scale = statistics[0].to(device), statistics[1].reciprocal().to(device)
-        self.ids = None if ids is None else ids.to(device)
-        self.responsibilities = None if responsibilities is None else responsibilities.to(device)
+        given = {"labels": labels, "ids": ids, "responsibilities": responsibilities, "domains": domains}
+        self.alongside = {key: None if v is None else torch.as_tensor(v).to(device) for key, v in given.items()}
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return len(self.images)
+
+    @property
+    def labels(self) -> Tensor:
+        labels = self.alongside["labels"]
+        assert labels is not None
+        return labels
+
+    def where(self, **values: int) -> Split:
+        """The images with these values, e.g. where(domain=1) or where(label=3). ValueError where there are none."""
+        kept = torch.ones(len(self), dtype=torch.bool, device=self.images.device)
+        for name, value in values.items():
+            column = self.alongside.get(f"{name}s")
+            if column is None:
+                known = ", ".join(key[:-1] for key, tensor in self.alongside.items() if tensor is not None)
+                raise ValueError(f"where({name}={value}): these images have no {name}; they have {known}")
+            kept &= column == value
+        if not kept.any():
+            raise ValueError(f"where: no image with {values}")
+        part = copy.copy(self)
+        part.images = self.images[kept]
+        part.alongside = {key: None if v is None else v[kept] for key, v in self.alongside.items()}
+        return part
 
     def ordered(self, batch_size: int, part: tuple[int, int] = (0, 1)) -> Iterator[Batch]:
         """Every image once, in order, without augmentation; the last batch may be smaller.
 
         part: (p, P) gives every P-th whole batch from the p-th on.
         """
-        inner = slice(self.border, self.border + self.size)
         for start in range(part[0] * batch_size, len(self), part[1] * batch_size):
             chosen = slice(start, start + batch_size)
-            yield self._batch(self.images[chosen, inner, self.border : self.images.shape[2] - self.border], chosen)
+            yield self._batch((self.images[chosen],), chosen)
 
     def shuffled(
-        self, batch_size: int, generator: torch.Generator, flip: bool, crop: int, part: tuple[int, int] = (0, 1)
+        self, batch_size: int, generator: Generator, views: Sequence[View] = ((),), part: tuple[int, int] = (0, 1)
     ) -> Iterator[Batch]:
         """A random order in full batches; the remainder (another one each epoch) is left out.
 
-        part: (p, P) gives the p-th of P parts of each batch, with the order and augmentation of the whole.
+        views: of each image; the first is the batch's x. part: (p, P) gives the p-th of P parts of each batch, with the
+        order and augmentation of the whole.
         """
-        order = torch.randperm(len(self), generator=generator, device=self.labels.device)
+        order = torch.randperm(len(self), generator=generator, device=self.images.device)
         size = min(batch_size, len(self))
         for start in range(0, len(self) - size + 1, size):
             chosen = order[start : start + size]
             mine = slice(size * part[0] // part[1], size * (part[0] + 1) // part[1])
-            batch = self._batch(self._augmented(chosen, generator, flip, crop, mine), chosen[mine])
+            images = self.images[chosen]
+            batch = self._batch([see(images, view, generator)[mine] for view in views], chosen[mine])
             batch.weight = part[1] * len(batch.labels) / size
             yield batch
 
-    def _augmented(self, chosen: Tensor, generator: torch.Generator, flip: bool, crop: int, mine: slice) -> Tensor:
-        """The images at chosen[mine]; random numbers are drawn for all."""
-        height, width = (s - 2 * self.border for s in self.images.shape[1:3])
-        if not (flip or crop):
-            return self.images[chosen[mine], self.border : self.border + height, self.border : self.border + width]
-        device, n = chosen.device, len(chosen)
-        rows = torch.arange(height, device=device).expand(n, height) + self.border
-        columns = torch.arange(width, device=device).expand(n, width) + self.border
-        if flip:
-            mirrored = torch.randint(2, (n, 1), generator=generator, device=device, dtype=torch.bool)
-            columns = torch.where(mirrored, columns.flip(1), columns)
-        if crop:
-            shift = torch.randint(-crop, crop + 1, (2, n, 1), generator=generator, device=device)
-            rows, columns = rows + shift[0], columns + shift[1]
-        return self.images[chosen[mine, None, None], rows[mine, :, None], columns[mine, None, :]]
-
-    def _batch(self, images: Tensor, chosen: Tensor | slice) -> Batch:
+    def _batch(self, seen: Sequence[Tensor], chosen: Tensor | slice) -> Batch:
         # channel order N H W C in memory is torch's channels_last: the permuted view needs no copy
-        x = ((images.to(self.mean.dtype) - self.mean) * self.scale).permute(0, 3, 1, 2)
-        return Batch(
-            x if self.channels_last else x.contiguous(),
-            self.labels[chosen],
-            None if self.ids is None else self.ids[chosen],
-            None if self.responsibilities is None else self.responsibilities[chosen],
-        )
+        views = tuple(((v.to(self.mean.dtype) - self.mean) * self.scale).permute(0, 3, 1, 2) for v in seen)
+        views = views if self.channels_last else tuple(v.contiguous() for v in views)
+        alongside = {key: None if v is None else v[chosen] for key, v in self.alongside.items()}
+        return Batch(x=views[0], views=views, **alongside)  # type: ignore[arg-type]

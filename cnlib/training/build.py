@@ -3,29 +3,22 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-import cnlib
 from cnlib import contexts
 from cnlib.data import ImageData
-from cnlib.models import ConvNet
-from cnlib.training.config import CHOICES, Config
+from cnlib.models import MODELS
+from cnlib.norm import convert
+from cnlib.norm.registry import NORMS, create
+from cnlib.training.config import Config
+from cnlib.training.schedule import SCHEDULES
 
-# A group holds 8 channels where that divides them: GroupNorm's paper found groups of 8 to 32 channels about equal.
-NORMS: dict[str, Callable[[Config, int], nn.Module]] = {
-    "bn": lambda config, c: cnlib.BatchNorm(c),
-    "ln": lambda config, c: cnlib.LayerNorm(c),
-    "in": lambda config, c: cnlib.InstanceNorm(c, affine=True),
-    "gn": lambda config, c: cnlib.GroupNorm(c // 8 if c % 8 == 0 else 1, c),
-    "mn": lambda config, c: cnlib.MixtureNorm(c, config.num_contexts),
-    "cn": lambda config, c: cnlib.ContextNorm(c, config.num_contexts, encoder=config.encoder),
-    "none": lambda config, c: nn.Identity(),
-}
+Parameters = Any  # what torch.optim takes
 
 
 def _mixture(config: Config, at: str | None) -> contexts.GMMContexts:
@@ -38,37 +31,92 @@ CONTEXTS: dict[str, Callable[[Config, str | None], contexts.Contexts | None]] = 
     "random": lambda c, at: contexts.RandomContexts(c.num_contexts, seed=c.seed),
     "shuffled": lambda c, at: contexts.ShuffledContexts(_mixture(c, at), seed=c.seed),
     "superclass": lambda c, at: contexts.SuperclassContexts(),
+    "domain": lambda c, at: contexts.DomainContexts(tuple(map(str, range(c.num_contexts)))),
     "one": lambda c, at: contexts.RandomContexts(1),
 }
-MODELS: dict[str, Callable[..., nn.Module]] = {"convnet": ConvNet}
-OPTIMIZERS: dict[str, Callable[[Any, Config], torch.optim.Optimizer]] = {
+
+
+def _unscaled_decay(parameters: Parameters, config: Config) -> torch.optim.Optimizer:
+    """TensorFlow Addons' AdamW, which the authors' programs use: it subtracts decay * w a step, whatever the rate.
+
+    torch subtracts rate * weight_decay * w; so that is decay / rate, and follows the rate (`schedule.set_rate`).
+    """
+    optimizer = torch.optim.AdamW(parameters, lr=config.lr, weight_decay=config.weight_decay / config.lr)
+    for group in optimizer.param_groups:
+        group["decay"] = config.weight_decay
+    return optimizer
+
+
+OPTIMIZERS: dict[str, Callable[[Parameters, Config], torch.optim.Optimizer]] = {
     "rmsprop": lambda p, c: torch.optim.RMSprop(p, lr=c.lr, weight_decay=c.weight_decay, momentum=c.momentum),
     "sgd": lambda p, c: torch.optim.SGD(p, lr=c.lr, weight_decay=c.weight_decay, momentum=c.momentum),
+    "adam": lambda p, c: torch.optim.Adam(p, lr=c.lr, weight_decay=c.weight_decay),
     "adamw": lambda p, c: torch.optim.AdamW(p, lr=c.lr, weight_decay=c.weight_decay),
+    "adamw-tfa": _unscaled_decay,
 }
-CHOICES.update(model=MODELS, norm=NORMS, contexts=CONTEXTS, optimizer=OPTIMIZERS)
+PRECISIONS = ("fp32", "bf16", "fp64")
+# what a layer of the registry may take besides its channels, and the field that says it
+NORM_OPTIONS = {
+    "num_components": "num_contexts",
+    "num_modes": "num_contexts",
+    "num_contexts": "num_contexts",
+    "encoder": "encoder",
+    "start": "start",
+}
+
+
+def check(config: Config, tasks: Collection[str] = ()) -> None:
+    """Raise ValueError where a name in the configuration is in none of the tables."""
+    tables: dict[str, Collection[str]] = {
+        "model": MODELS,
+        "norm": NORMS,
+        "contexts": CONTEXTS,
+        "optimizer": OPTIMIZERS,
+        "schedule": SCHEDULES,
+        "precision": PRECISIONS,
+        **({"task": tasks} if tasks else {}),
+    }
+    for field, table in tables.items():
+        if (value := getattr(config, field)) not in table:
+            raise ValueError(f"{field}={value!r}: expected one of {', '.join(table)}")
 
 
 def build_model(config: Config, data: ImageData, others: Collection[str] = ()) -> nn.Module:
     """The configuration's model for this data; weights come from torch's global generator.
 
-    others: options that are the task's; the model gets the rest. Raises ValueError for one that it does not take.
+    The model draws its weights before its layers are swapped, so that equal seeds start equal whatever the norm.
+    others: options that are the task's; the model gets the rest. Raises ValueError for one that it does not take, and
+    for a place that it does not have.
     """
-    _, height, _, channels = data.train_images.shape
-    model = MODELS[config.model]
+    check(config)
+    _, height, width, channels = data.train_images.shape
+    factory = MODELS[config.model]
     options = {key: value for key, value in dict(config.options).items() if key not in others}
-    known = set(inspect.signature(model).parameters) - {"num_classes", "in_channels", "image_size", "width", "slots"}
+    known = set(inspect.signature(factory).parameters) - {"num_classes", "in_channels", "image_size", "width"}
     if unknown := options.keys() - known:
         raise ValueError(
             f"options: no {', '.join(sorted(unknown))}; {config.model} takes {', '.join(sorted(known)) or 'none'}, "
             f"{config.task} takes {', '.join(sorted(others)) or 'none'}"
         )
-    slots = {slot: lambda c: NORMS[config.norm](config, c) for slot in config.placement}
-    return model(len(data.classes), channels, height, width=config.width, slots=slots, **options)
+    model = factory(len(data.classes), channels, (height, width), width=config.width, **options)
+    taken = NORMS[config.norm].options
+    chosen = {name: getattr(config, field) for name, field in NORM_OPTIONS.items() if name in taken}
+    return convert(model, {layer: lambda c: create(config.norm, c, **chosen) for layer in places(model, config)})
 
 
-def build_contexts(config: Config, data: ImageData, device: torch.device | str = "cpu") -> dict[str, Tensor]:
-    """{"train_ids": (N,), "test_ids": ...} for norm cn, {"train_responsibilities": (N, K), ...} for norm mn, or {}.
+def places(model: nn.Module, config: Config) -> list[str]:
+    """The names or patterns of the layers that a configuration's placement means in this model, first things first."""
+    slots: Mapping[str, str] = getattr(model, "SLOTS", {})
+    layers = [slots.get(place, place) for place in config.placement]
+    if unknown := [p for p in config.placement if slots and p not in slots and p not in dict(model.named_modules())]:
+        raise ValueError(f"{config.model} has no norm slot {', '.join(unknown)}: its slots are {', '.join(slots)}")
+    return layers
+
+
+def build_contexts(
+    config: Config, data: ImageData, device: torch.device | str = "cpu", soft: bool = False
+) -> dict[str, Tensor]:
+    """{"train_ids": (N,), "test_ids": ...}, and with `soft` {"train_responsibilities": (N, K), ...} too; or {}.
 
     Fitted on the training images only, and applied to the test images as fitted. Superclass contexts are computed from
     the labels, those of the test images too: that is what the papers do, and it leaks (see the class).
@@ -77,18 +125,15 @@ def build_contexts(config: Config, data: ImageData, device: torch.device | str =
     source = CONTEXTS[config.contexts](config, at)
     if source is None:
         return {}
-    source.fit(data.train_images, data.train_labels)
+    source.fit(data.train_images, data.train_labels, data.train_domains)
     if source.num_contexts != config.num_contexts:
         raise ValueError(f"num_contexts={config.num_contexts}: {config.contexts!r} has {source.num_contexts}")
     given = {}
-    for split in ("train", "test"):
-        images, labels = getattr(data, f"{split}_images"), getattr(data, f"{split}_labels")
-        if config.norm == "mn" and isinstance(source, contexts.GMMContexts):
-            given[f"{split}_responsibilities"] = source.responsibilities(images).float().cpu()
-            continue
-        ids = source.assign(images, labels).cpu()
-        if config.norm == "mn":
-            given[f"{split}_responsibilities"] = F.one_hot(ids, config.num_contexts).float()
-        else:
-            given[f"{split}_ids"] = ids
+    for part in ("train", "test"):
+        images, labels, domains = (getattr(data, f"{part}_{what}") for what in ("images", "labels", "domains"))
+        ids = given[f"{part}_ids"] = source.assign(images, labels, domains).cpu()
+        if soft and isinstance(source, contexts.GMMContexts):
+            given[f"{part}_responsibilities"] = source.responsibilities(images).float().cpu()
+        elif soft:
+            given[f"{part}_responsibilities"] = F.one_hot(ids, config.num_contexts).float()
     return given

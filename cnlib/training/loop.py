@@ -15,8 +15,10 @@ from cnlib.data import ImageData
 from cnlib.data import load as load_data
 from cnlib.norm import synchronize
 from cnlib.training import checkpoint, distributed, records
+from cnlib.training.allocator import keep_freed_memory
+from cnlib.training.build import check
 from cnlib.training.config import Config
-from cnlib.training.metrics import plain
+from cnlib.training.metrics import json_number
 from cnlib.training.progress import reporter
 from cnlib.training.trainer import TASKS
 
@@ -38,7 +40,8 @@ def train(
     long as the one before. The run is then "unfinished".
     Raises ValueError where `record` holds another configuration, other data or no run at all, checkpoint.Busy where
     another process writes it.
-    A loss that is no longer finite ends the run with status "diverged".
+    A loss that is no longer finite ends the run with status "diverged". On the CPU the process keeps the memory that is
+    freed from now on (see `keep_freed_memory`; CNLIB_KEEP_MEMORY=0 leaves it as it was).
 
     Started by torchrun, all processes share the run: each calls this with the same arguments and trains on its part of
     every batch. The numbers are those of one process, up to rounding. An error in one process ends all, as SystemExit.
@@ -46,11 +49,13 @@ def train(
     On the CPU a resumed run is the uninterrupted one, bit for bit, in metrics and weights, at equal numbers of threads.
     """
     device = distributed.start(device)
+    if device.type == "cpu":
+        keep_freed_memory()
     path = None if record is None else Path(record)
     with distributed.together(), ExitStack() as stack:
         _check_processes(config)
-        lines, state = distributed.from_leader(lambda: _take(path, config, stack))
-        if path and whole(lines):
+        lines, state = distributed.from_leader(lambda: _claim(path, config, stack))
+        if path and is_finished(lines):
             if data is not None:
                 distributed.from_leader(lambda: _check_data(path, lines, data))
             return records.as_run(path.stem, lines)
@@ -64,7 +69,7 @@ def fetch(name: str) -> ImageData:
         return load_data(name)
 
 
-def look(path: Path, config: Config) -> tuple[list[records.Line], dict[str, Any] | None]:
+def read_saved(path: Path, config: Config) -> tuple[list[records.Line], dict[str, Any] | None]:
     """(lines, state): what files hold of this run. The record, if it is whole; else the checkpoint, with its lines.
 
     Nothing is written. Raises ValueError where a file is damaged or belongs to another configuration.
@@ -72,7 +77,7 @@ def look(path: Path, config: Config) -> tuple[list[records.Line], dict[str, Any]
     lines, saved = records.read_lines(path) if path.exists() else [], path.with_suffix(".pt")
     if lines:
         _check_config(path, records.run_of(path, lines).config, config)
-    if whole(lines) or not (state := checkpoint.load(saved)):
+    if is_finished(lines) or not (state := checkpoint.load(saved)):
         return lines, None
     lines = json.loads(state["lines"])
     _check_config(saved, Config.from_dict(lines[0]["config"]), config)
@@ -104,19 +109,19 @@ def _check_data(path: Path, lines: list[records.Line], data: ImageData) -> None:
         )
 
 
-def whole(lines: list[records.Line]) -> bool:
+def is_finished(lines: list[records.Line]) -> bool:
     """Whether they are all of a run."""
     return bool(lines) and lines[-1]["type"] == "final"
 
 
-def _take(path: Path | None, config: Config, stack: ExitStack) -> tuple[list[records.Line], dict[str, Any] | None]:
-    """What `look` finds; where that is not the whole run, the record is locked until the stack closes."""
+def _claim(path: Path | None, config: Config, stack: ExitStack) -> tuple[list[records.Line], dict[str, Any] | None]:
+    """What `read_saved` finds; where that is not the whole run, the record is locked until the stack closes."""
     if path is None:
         return [], None
     # before the lock: a finished record may lie where nothing can be written
-    if not whole((found := look(path, config))[0]):
+    if not is_finished((found := read_saved(path, config))[0]):
         stack.enter_context(checkpoint.locked(path))
-        found = look(path, config)
+        found = read_saved(path, config)
     return found
 
 
@@ -131,6 +136,7 @@ def _train(
     until: float | None,
 ) -> records.Run:
     mark = time.perf_counter()
+    check(config, TASKS)
     with ExitStack() as stack:
         # the caller's random numbers are none of our business: they go on as if nothing had been drawn here
         stack.callback(checkpoint.set_rng_state, checkpoint.rng_state(device), device)
@@ -147,20 +153,19 @@ def _train(
         if state:
             lines.append({"type": "resume", "after_epoch": trainer.epoch, **begun})
         else:  # a record without its checkpoint starts again
-            lines = [{"type": "header", "config": config.to_dict(), **begun}]
+            header = {"type": "header", "config": config.to_dict(), "headline": trainer.HEADLINE}
+            lines = [header | begun]
         name = path.stem if path else f"{config.method}-s{config.seed}"
         report, close = reporter(config.epochs, name, progress if distributed.leader() else False)
         stack.callback(close)
         mark = time.perf_counter()
         # each clock is a little different: one decides
         while (
-            trainer.epoch < config.epochs
-            and not _diverged(lines)
-            and not distributed.from_leader(lambda: _too_late(lines, until))
+            not trainer.done and not _diverged(lines) and not distributed.from_leader(lambda: _too_late(lines, until))
         ):
             metrics = trainer.run_epoch()
             now = time.perf_counter()
-            row = {key: plain(value) for key, value in metrics.items()}
+            row = {key: json_number(value) for key, value in metrics.items()}
             # since the row before: writing that row and its checkpoint is in here, nothing is left out
             lines.append({"type": "epoch", "epoch": trainer.epoch, **row, "seconds": now - mark})
             mark = now
@@ -168,17 +173,17 @@ def _train(
                 # the checkpoint carries the lines: whichever of the two files a kill leaves behind, they agree again
                 checkpoint.save(saved, {"lines": json.dumps(lines), **trainer.state()})
                 records.write_lines(path, lines)
-            report(
-                trainer.epoch, f"train loss {metrics['train_loss']:.3f}, test accuracy {metrics['test_accuracy']:.3f}"
-            )
-        if trainer.epoch == config.epochs or _diverged(lines):
+            headline = f"{trainer.HEADLINE.replace('_', ' ')} {metrics[trainer.HEADLINE]:.3f}"
+            report(trainer.epoch, f"train loss {metrics['train_loss']:.3f}, {headline}")
+        if trainer.done or _diverged(lines):
             status = "diverged" if _diverged(lines) else "finished"
+            trainer.conclude()
             lines.append({"type": "final", "status": status, **records.summary(lines), **trainer.memory()})
             if path and saved and distributed.leader():
                 records.write_lines(path, lines)
                 saved.unlink(missing_ok=True)  # the record is whole and on disk: nothing reads its checkpoint any more
     run = records.as_run(name, lines)
-    run.model = synchronize(trainer.model, False)
+    run.model = synchronize(trainer.tested, False)
     return run
 
 

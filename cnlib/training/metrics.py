@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from cnlib.training import distributed
-
-NAMES = ("loss", "accuracy", "top5", "precision", "recall", "f1")
 
 
 def macro_scores(confusion: Tensor) -> tuple[float, float, float]:
@@ -32,43 +31,53 @@ class Meter:
     def __init__(self, num_classes: int, device: torch.device | str = "cpu") -> None:
         self.confusion = torch.zeros(num_classes, num_classes, dtype=torch.int64, device=device)
         self.top5 = torch.zeros((), dtype=torch.int64, device=device)
-        self.losses: list[Tensor] = []
+        self.numbers: dict[str, list[Tensor]] = {}
         self.sizes: list[int] = []
+        self.classified = 0
 
     @torch.no_grad()
-    def update(self, logits: Tensor, labels: Tensor, loss: Tensor) -> None:
-        """logits (N, K), labels (N,), loss: mean over the N samples."""
+    def update(self, values: Mapping[str, Tensor]) -> None:
+        """One batch: "loss" and any other mean over its samples, by name; "logits" (N, K) and "labels" (N,), where the
+        task classifies, give the metrics of classification."""
+        values = dict(values)
+        logits, labels = values.pop("logits", None), values.pop("labels", None)
+        if logits is not None and labels is not None:
+            self._classify(logits, labels)
+        self.sizes.append(len(labels) if labels is not None else 1)
+        for name, value in values.items():
+            self.numbers.setdefault(name, []).append(torch.as_tensor(value).detach())
+
+    def _classify(self, logits: Tensor, labels: Tensor) -> None:
         k = len(self.confusion)
         pairs = labels * k + logits.argmax(1)
         self.confusion.view(-1).index_add_(0, pairs, torch.ones_like(pairs))
         # Counting the classes below the true one takes ties, and NaN, against the model.
         below = (logits < logits.gather(1, labels[:, None])).sum(1)
         self.top5 += (below >= k - 5).sum()
-        self.losses.append(loss.detach())
-        self.sizes.append(len(labels))
+        self.classified += len(labels)
 
     def compute(self) -> dict[str, float]:
-        """{name: value} for NAMES, over what all processes saw; the loss is not finite once one batch's was not.
+        """{name: value} over what all processes saw; a mean is not finite once one batch's was not.
 
         Five classes or fewer have no top-5: it would be 1 whatever the model.
         """
-        losses = torch.stack(self.losses).cpu().double() if self.losses else torch.zeros(0, dtype=torch.float64)
-        loss = float(losses @ torch.tensor(self.sizes, dtype=torch.float64))
-        seen = distributed.from_all((sum(self.sizes), loss, int(self.top5), self.confusion.cpu()))
-        n, loss, top5, confusion = (sum(values) for values in zip(*seen, strict=True))
-        self.count = n
-        values = (
-            loss / n,
-            float(confusion.diagonal().sum()) / n,
-            top5 / n,
-            *macro_scores(confusion),
-        )
-        found = dict(zip(NAMES, values, strict=True))
-        return found if len(confusion) > 5 else {key: value for key, value in found.items() if key != "top5"}
+        sizes = torch.tensor(self.sizes, dtype=torch.float64)
+        sums = {name: float(torch.stack(n).cpu().double() @ sizes) for name, n in self.numbers.items()}
+        seen = distributed.from_all((sum(self.sizes), self.classified, int(self.top5), self.confusion.cpu(), sums))
+        self.count, classified, top5, confusion = (sum(v) for v in zip(*(s[:4] for s in seen), strict=True))
+        names = dict.fromkeys(name for *_, sums in seen for name in sums)
+        means = {name: sum(sums.get(name, 0.0) for *_, sums in seen) / self.count for name in names}
+        found = {"loss": means.pop("loss")} if "loss" in means else {}
+        if classified:
+            found["accuracy"] = float(confusion.diagonal().sum()) / classified
+            if len(confusion) > 5:
+                found["top5"] = top5 / classified
+            found |= dict(zip(("precision", "recall", "f1"), macro_scores(confusion), strict=True))
+        return found | means
 
 
-def plain(value: float | list[float]) -> float | None | list[Any]:
+def json_number(value: float | list[float]) -> float | None | list[Any]:
     """JSON has no NaN and no infinity: they are written as null. A list is one number a context."""
     if isinstance(value, list):
-        return [plain(v) for v in value]
+        return [json_number(v) for v in value]
     return value if math.isfinite(value) else None

@@ -23,6 +23,7 @@ from cnlib.training import distributed
 from cnlib.training.config import Config
 
 Line = dict[str, Any]
+HEADLINE = "test_accuracy"  # of records that do not say
 
 
 @dataclass
@@ -31,7 +32,8 @@ class Run:
 
     epochs: {"epoch", "train_loss", "test_accuracy", ..., "train_seconds"}: one value an epoch, NaN where it was not
     finite; "test_output_mean" and the like (`Observer.summary`): (epochs, T), one value a context.
-    status: "finished", "diverged", or "unfinished". model: the trained network, only right after training.
+    status: "finished", "diverged", or "unfinished". headline: the metric by which it is judged. model: the trained
+    network, only right after training.
     """
 
     name: str
@@ -39,6 +41,7 @@ class Run:
     provenance: dict[str, Any]
     epochs: dict[str, np.ndarray]
     status: str
+    headline: str = HEADLINE
     final: dict[str, Any] = field(default_factory=dict)
     model: nn.Module | None = None
 
@@ -111,18 +114,30 @@ def as_run(name: str, lines: list[Line]) -> Run:
         provenance=header["provenance"],
         epochs=epochs,
         status=final.get("status", "unfinished"),
+        headline=header.get("headline", HEADLINE),
         final={key: value for key, value in final.items() if key not in ("type", "status")},
     )
 
 
 def summary(lines: list[Line]) -> dict[str, Any]:
-    """The running best on the test set, which chooses its epoch by that set, and the sum of all seconds."""
+    """The running best of the headline metric, and the sum of all seconds. On a test set the best chooses its epoch by
+    that set; where there are validation images, `chosen_epoch` is the best by them."""
     rows = [line for line in lines if line["type"] == "epoch"]
-    best = max(rows, key=lambda row: row["test_accuracy"], default=None)
     seconds = sum(line.get("seconds", 0) + line.get("setup_seconds", 0) for line in lines)
+    name = lines[0].get("headline", HEADLINE)
+    best = best_row(rows, name)
     if best is None:
         return {"seconds": seconds}
-    return {"best_test_accuracy": best["test_accuracy"], "best_epoch": best["epoch"], "seconds": seconds}
+    chosen = best_row(rows, name.replace("test", "val", 1)) if name.startswith("test") else None
+    known = {f"best_{name}": best[name], "best_epoch": best["epoch"], "seconds": seconds}
+    return known | ({"chosen_epoch": chosen["epoch"]} if chosen else {})
+
+
+def best_row(rows: list[Line], metric: str) -> Line | None:
+    """The first row with the best finite value of a metric, the least of a loss; None where there is none."""
+    sign = -1 if metric.endswith("loss") else 1
+    known = [row for row in rows if row.get(metric) is not None]
+    return max(known, key=lambda row: sign * row[metric], default=None)
 
 
 def provenance(device: torch.device, data_checksum: str) -> dict[str, Any]:

@@ -2,58 +2,90 @@
 
 from __future__ import annotations
 
+import itertools
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from cnlib.data import ImageData
-from cnlib.norm import ContextNorm, use_context
+from cnlib.norm import use_context
 from cnlib.norm.arithmetic import widen
 from cnlib.training import checkpoint, distributed
+from cnlib.training.augment import View, usual_view
 from cnlib.training.batches import Batch, Split, moments
-from cnlib.training.build import OPTIMIZERS, build_contexts, build_model
-from cnlib.training.config import CHOICES, Config
+from cnlib.training.build import OPTIMIZERS, build_contexts, build_model, check, places
+from cnlib.training.config import Config
 from cnlib.training.metrics import Meter
 from cnlib.training.observe import Observer
+from cnlib.training.schedule import factor, set_rate
+
+
+@dataclass(frozen=True)
+class TestSet:
+    """Images, and how they are read.
+
+    contexts: from the ids (N,) of a batch to those that the model is told; None: the truth.
+    inference: "cn", or "cn+" (Algorithm 3), for layers that know both.
+    logits: from logits (N, K) and the batch to the logits that count, e.g. those masked by what is known of the class.
+    """
+
+    split: Split
+    contexts: Callable[[Tensor], Tensor] | None = None
+    inference: str = "cn"
+    logits: Callable[[Tensor, Batch], Tensor] | None = None
 
 
 class Trainer:
     """Supervised classification. Another task is a subclass with a row in TASKS. It overrides what differs:
 
     OPTIONS             {name: default} of the configuration's options that are its own; `self.options` has the values
+    HEADLINE            the metric by which a run is judged, of its best epoch too; of a loss the least is best
     setup               its streams and test sets, and every torch.Generator it draws from, as attributes of its own
-    batches, step       what an epoch passes, and one update with it
-    logits, evaluate    of the model in training and testing; the metrics of a test set
+    batches, epoch_steps  what an epoch passes, and how many there are
+    step                one update with one of them
+    logits, measure     of the model in training and testing; what is measured of a batch of a test set
     state, restore      what else the next epoch depends on; generators that are attributes are carried already
 
     data: already cut to the configured sizes. state: what `state` returned after an epoch, to go on from there.
     """
 
     OPTIONS: ClassVar[Mapping[str, Any]] = {}
+    HEADLINE: ClassVar[str] = "test_accuracy"
 
     def __init__(
         self, config: Config, data: ImageData, device: torch.device, state: dict[str, Any] | None = None
     ) -> None:
-        self.config, self.device, self.epoch = config, device, 0
+        check(config, TASKS)
+        self.config, self.device, self.epoch, self.steps_done = config, device, 0, 0
         self.num_classes = len(data.classes)
         self.options = {key: dict(config.options).get(key, default) for key, default in self.OPTIONS.items()}
-        clock = time.perf_counter()
-        self.contexts = (
-            distributed.from_leader(lambda: build_contexts(config, data, device))
-            if state is None
-            else state["contexts"]
-        )
-        self.contexts_seconds = time.perf_counter() - clock
+        self.best: dict[str, Any] = {}
         torch.manual_seed(config.seed)
+        self.model = build_model(config, data, self.OPTIONS)
+        soft = any(hasattr(layer, "given_responsibilities") for layer in self.model.modules())
+        clock = time.perf_counter()
+        with torch.random.fork_rng(devices=[]):
+            self.contexts = (
+                distributed.from_leader(lambda: build_contexts(config, data, device, soft))
+                if state is None
+                else state["contexts"]
+            )
+        self.contexts_seconds = time.perf_counter() - clock
+        if config.norm == "cn" and not self.contexts:
+            raise ValueError("norm 'cn' needs contexts: set contexts, e.g. to gmm, random or superclass")
         layout = torch.channels_last if config.channels_last else torch.contiguous_format
         self.dtype = torch.float64 if config.precision == "fp64" else torch.float32
-        self.model = build_model(config, data, self.OPTIONS).to(device, self.dtype).to(memory_format=layout)
+        self.model = self.model.to(device, self.dtype).to(memory_format=layout)
+        average = get_ema_multi_avg_fn(config.average)
+        self.average = AveragedModel(self.model, multi_avg_fn=average) if config.average else None
         self.compiled = distributed.parallel(torch.compile(self.model) if config.compile else self.model)
         self.optimizer = OPTIMIZERS[config.optimizer](self.model.parameters(), config)
         self.setup(data)
@@ -61,30 +93,42 @@ class Trainer:
             self.restore(state)
 
     def setup(self, data: ImageData) -> None:
-        """`train`, and `tests`: {"test": Split, ...}, whose names go before their metrics; all begin with "test"."""
+        """`train`, and `tests`: {"test": TestSet, ...}, whose names go before their metrics; all begin with "test", but
+        for "val". Layers that know CN+ are read with it too: "test_plus"."""
         # its own generator: the order of the images is the same whatever the norm layers draw
         self.generator = torch.Generator(self.device).manual_seed(self.config.seed)
         statistics = moments(data.train_images)
-        given = [
-            {k: self.contexts.get(f"{part}_{k}") for k in ("ids", "responsibilities")} for part in ("train", "test")
-        ]
-        self.train = self.split(data.train_images, data.train_labels, statistics, **given[0])
-        self.tests = {"test": self.split(data.test_images, data.test_labels, statistics, **given[1])}
+        held_out, images = self.config.validation, len(data.train_labels)
+        if held_out >= images:
+            raise ValueError(f"validation={held_out}: expected less than the {images} training images")
+        self.train = self.split(data, "train", statistics, slice(images - held_out))
+        self.tests: dict[str, TestSet] = {}
+        if held_out:
+            self.tests["val"] = TestSet(self.split(data, "train", statistics, slice(images - held_out, None)))
+        self.tests["test"] = TestSet(self.split(data, "test", statistics))
+        if any(hasattr(layer, "inference") for layer in self.model.modules()):
+            self.tests["test_plus"] = replace(self.tests["test"], inference="cn+")
 
     def split(
-        self, images: np.ndarray, labels: np.ndarray, statistics: tuple[Tensor, Tensor], **contexts: Tensor | None
+        self, data: ImageData, part: str, statistics: tuple[Tensor, Tensor], chosen: slice = slice(None)
     ) -> Split:
-        """Images and labels on the device, as this run's streams and test sets; contexts: `ids`, `responsibilities`."""
+        """The "train" or "test" images of the data, with all that goes with them, on the device."""
         mean, std = (value.to(self.dtype) for value in statistics)
-        c = self.config
-        return Split(images, labels, (mean, std), self.device, **contexts, border=c.crop, channels_last=c.channels_last)
+        images, labels, domains = (getattr(data, f"{part}_{what}") for what in ("images", "labels", "domains"))
+        given = {key: self.contexts.get(f"{part}_{key}") for key in ("ids", "responsibilities")} | {"domains": domains}
+        cut = {key: None if value is None else value[chosen] for key, value in given.items()}
+        layout = {"channels_last": self.config.channels_last}
+        return Split(images[chosen], labels[chosen], (mean, std), self.device, **cut, **layout)
 
     def state(self) -> dict[str, Any]:
         """All that the next epoch depends on, as tensors and plain types."""
         return {
             "epoch": self.epoch,
+            "steps": self.steps_done,
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
+            "average": self.average.state_dict() if self.average else None,
+            "best": self.best,
             "generators": {k: g.get_state() for k, g in vars(self).items() if isinstance(g, torch.Generator)},
             "rng": checkpoint.rng_state(self.device),
             "contexts": self.contexts,
@@ -92,9 +136,11 @@ class Trainer:
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from a `state`."""
-        self.epoch = state["epoch"]
+        self.epoch, self.steps_done, self.best = state["epoch"], state.get("steps", 0), state.get("best", {})
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
+        if self.average:
+            self.average.load_state_dict(state["average"])
         for key, value in state["generators"].items():
             getattr(self, key).set_state(value.cpu())
         checkpoint.set_rng_state(state["rng"], self.device)
@@ -103,78 +149,139 @@ class Trainer:
         """Of one epoch, this process's part of each."""
         return self.stream(self.train, self.generator)
 
-    def stream(self, split: Split, generator: torch.Generator) -> Iterator[Batch]:
-        """One pass over a split in random order, augmented as configured, this process's part of each batch."""
-        c = self.config
-        return split.shuffled(c.batch_size, generator, c.flip, c.crop, (distributed.rank(), distributed.size()))
+    def epoch_steps(self) -> int:
+        """How many batches an epoch has: of the training images, in full batches."""
+        return max(1, len(self.train) // self.config.batch_size)
+
+    def stream(
+        self,
+        split: Split,
+        generator: torch.Generator,
+        views: Sequence[View] | None = None,
+        batch_size: int | None = None,
+        count: int | None = None,
+    ) -> Iterator[Batch]:
+        """A split in random order, this process's part of each batch: one pass, or `count` batches, over as many passes
+        as that takes. views: by default one, augmented as configured."""
+        c, part = self.config, (distributed.rank(), distributed.size())
+        size, views = batch_size or c.batch_size, [usual_view(c)] if views is None else views
+        passes = (split.shuffled(size, generator, views, part) for _ in itertools.count())
+        return next(passes) if count is None else itertools.islice(itertools.chain.from_iterable(passes), count)
 
     def run_epoch(self) -> dict[str, Any]:
         """One pass over the training images, then the test sets.
 
-        Train metrics are those of the pass itself: augmented images, weights changing under way. "test_plus_..." is the
-        test set under CN+. Seconds are wall time until the device is done; evaluation is `eval_seconds`.
+        Train metrics are those of the pass itself: augmented images, weights changing under way. Seconds are wall time
+        until the device is done; evaluation is `eval_seconds`.
         """
         start = time.perf_counter()
         config, meter = self.config, Meter(self.num_classes, self.device)
+        steps = config.epochs * self.epoch_steps()
         self.model.train()
         distributed.reseed(config.seed, self.epoch)
         for batch in self.batches():
-            meter.update(*self.step(batch))
+            if config.warmup or config.schedule != "constant":
+                set_rate(self.optimizer, config.lr * factor(config.schedule, config.warmup, self.steps_done, steps))
+            meter.update(self.step(batch))
+            if self.average:
+                self.average.update_parameters(self.model)
+            self.steps_done += 1
         result: dict[str, Any] = {f"train_{key}": value for key, value in meter.compute().items()}
         trained = time.perf_counter()
-        for name, split in self.tests.items():
-            for mode in ("cn", "cn+") if config.inference == "both" else (config.inference,):
-                prefix = f"{name}_plus" if config.inference == "both" and mode == "cn+" else name
-                result |= {f"{prefix}_{key}": value for key, value in self.evaluate(mode, split).items()}
+        for name, test in self.tests.items():
+            result |= {f"{name}_{key}": value for key, value in self.evaluate(test).items()}
         self.epoch += 1
+        self._note_the_best(result)
         result["train_seconds"] = trained - start
         result["eval_seconds"] = time.perf_counter() - trained
         result["images_per_second"] = meter.count / result["train_seconds"]
         return result
 
-    def step(self, batch: Any) -> tuple[Tensor, Tensor, Tensor]:
-        """One update of the weights. Returns logits (N, K), labels (N,), loss: what the train metrics are made of."""
-        self.optimizer.zero_grad(set_to_none=True)
+    def step(self, batch: Any) -> dict[str, Tensor]:
+        """One update of the weights. Returns what is recorded of it: "loss"; "logits" (N, K) and "labels" (N,) for the
+        metrics of classification; any other number under its name."""
         logits = self.logits(self.compiled, batch)
         loss = F.cross_entropy(logits, batch.labels)
-        (loss * batch.weight).backward()
+        self.update(loss * batch.weight)
+        return {"loss": loss, "logits": logits, "labels": batch.labels}
+
+    def update(self, loss: Tensor) -> None:
+        """Backward, and a step of the optimizer."""
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
         self.optimizer.step()
-        return logits, batch.labels, loss
 
     def logits(self, model: nn.Module, batch: Batch) -> Tensor:
-        """(N, K), at least float32. model: `self.compiled` in training, `self.model` in testing."""
-        with self.given(batch), self.autocast():
+        """(N, K), at least float32. model: `self.compiled` in training, `tested` in testing."""
+        with self.given(model, batch), self.autocast():
             return widen(model(batch.x))
 
+    @property
+    def tested(self) -> nn.Module:
+        """The network that the test sets see: the average of the weights, where there is one."""
+        return self.average.module if self.average else self.model
+
     @torch.no_grad()
-    def evaluate(self, inference: str = "cn", split: Split | None = None) -> dict[str, Any]:
+    def evaluate(self, test: TestSet | None = None) -> dict[str, Any]:
         """Metrics on a test set, by default "test", in batches of the training size: CN+ uses the moments of the batch
         it sees, so processes share the set out in whole batches.
 
         Also what the first layer under test does to it, one number a context: see `Observer.summary`.
         """
-        self.model.eval()
-        for layer in self.model.modules():
-            if isinstance(layer, ContextNorm):
-                layer.inference = inference
-        meter = Meter(self.num_classes, self.device)
-        layer = self.model.get_submodule(self.model.slot(self.config.placement[0]))  # type: ignore[operator]
-        with Observer(layer, self.config.num_contexts if self.config.norm == "cn" else 1) as observer:
-            for batch in (split or self.tests["test"]).ordered(
-                self.config.batch_size, (distributed.rank(), distributed.size())
-            ):
-                observer.ids = batch.ids
-                logits = self.logits(self.model, batch)
-                meter.update(logits, batch.labels, F.cross_entropy(logits, batch.labels))
+        test, model = test or self.tests["test"], self.tested.eval()
+        for layer in model.modules():
+            if hasattr(layer, "inference"):
+                layer.inference = test.inference
+        meter, layer = Meter(self.num_classes, self.device), self.first_layer(model)
+        share = distributed.rank(), distributed.size()
+        with Observer(layer, self.config.num_contexts if hasattr(layer, "given_ids") else 1) as observer:
+            for batch in test.split.ordered(self.config.batch_size, share):
+                if test.contexts and batch.ids is not None:
+                    batch = replace(batch, ids=test.contexts(batch.ids))
+                observer.ids = batch.ids if hasattr(layer, "given_ids") else None
+                logits = self.logits(model, batch)
+                meter.update(self.measure(test.logits(logits, batch) if test.logits else logits, batch))
         return meter.compute() | observer.summary()
 
-    def given(self, batch: Batch) -> AbstractContextManager[None]:
+    def measure(self, logits: Tensor, batch: Batch) -> dict[str, Tensor]:
+        """What is recorded of a batch of a test set, as `step` returns it."""
+        return {"loss": F.cross_entropy(logits, batch.labels), "logits": logits, "labels": batch.labels}
+
+    def first_layer(self, model: nn.Module) -> nn.Module:
+        """The first layer of the method under test."""
+        names = dict(model.named_modules())
+        wanted = places(model, self.config)[0]
+        return names.get(wanted) or next(layer for name, layer in names.items() if fnmatchcase(name, wanted))
+
+    def given(self, model: nn.Module, batch: Batch) -> AbstractContextManager[None]:
+        """The contexts of a batch, for the layers that take them."""
         if batch.ids is None and batch.responsibilities is None:
             return nullcontext()
-        return use_context(self.model, batch.ids, batch.responsibilities)
+        return use_context(model, batch.ids, batch.responsibilities)
 
     def autocast(self) -> AbstractContextManager[Any]:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16")
+
+    def _note_the_best(self, metrics: Mapping[str, Any]) -> None:
+        """Keep the weights of the best epoch on the validation images, where the run stops by them."""
+        if not self.config.patience:
+            return
+        name = self.HEADLINE.replace("test", "val", 1)
+        value = -metrics[name] if name.endswith("loss") else metrics[name]
+        if not self.best or value > self.best["value"]:
+            weights = {key: tensor.clone() for key, tensor in self.model.state_dict().items()}
+            self.best = {"value": value, "epoch": self.epoch, "model": weights}
+
+    @property
+    def done(self) -> bool:
+        """Whether all epochs are trained, or the last `patience` of them brought nothing better."""
+        patience = self.config.patience
+        return self.epoch >= self.config.epochs or bool(patience and self.epoch - self.best.get("epoch", 0) >= patience)
+
+    def conclude(self) -> None:
+        """After the last epoch: the weights of the best one, where the run stops by validation images."""
+        if self.best:
+            self.model.load_state_dict(self.best["model"])
 
     def memory(self) -> dict[str, int]:
         """Peak memory on a CUDA device in bytes; elsewhere torch does not count it."""
@@ -184,4 +291,3 @@ class Trainer:
 
 
 TASKS: dict[str, type[Trainer]] = {"classify": Trainer}
-CHOICES["task"] = TASKS

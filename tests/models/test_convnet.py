@@ -33,25 +33,18 @@ def test_any_image_size(size, channels):
 
 
 def test_slots_default_width_and_order():
-    model = ConvNet(width=0.25, slots={"conv3": nn.Identity, "input": nn.BatchNorm2d})
+    model = ConvNet(width=0.25)
+    assert list(dict(model.named_children()))[:4] == ["norm0", "conv1", "norm1", "relu1"]
+    assert (
+        model.norm0.num_features == 3 and model.conv4.out_channels == 64 and "norm0" not in str([*model.state_dict()])
+    )
+    cnlib.convert(model, {model.SLOTS["conv3"]: lambda c: nn.Identity(), model.SLOTS["input"]: nn.BatchNorm2d})
     assert isinstance(model.norm3, nn.Identity) and isinstance(model.norm1, cnlib.BatchNorm)
     assert isinstance(model.norm0, nn.BatchNorm2d) and model.norm0.num_features == 3
-    assert list(dict(model.named_children()))[:4] == ["norm0", "conv1", "norm1", "relu1"]
-    assert model.conv4.out_channels == 64 and "norm0" not in dict(ConvNet().named_children())
-
-
-def test_equal_seeds_give_equal_weights_whatever_the_norm():
-    def build(factory):
-        torch.manual_seed(3)
-        return ConvNet(width=0.125, slots={"conv1": factory})
-
-    plain, drawn = build(nn.BatchNorm2d), build(lambda c: nn.Linear(c, c))
-    for name in ("conv1", "conv3", "linear"):
-        torch.testing.assert_close(getattr(plain, name).weight, getattr(drawn, name).weight, rtol=0, atol=0)
 
 
 def test_context_reaches_the_slot():
-    model = ConvNet(width=0.125, slots={"conv3": lambda c: cnlib.ContextNorm(c, 2)}).eval()
+    model = cnlib.convert(ConvNet(width=0.125), {"norm3": lambda c: cnlib.ContextNorm(c, 2)}).eval()
     with torch.no_grad():
         model.norm3.mean[1] += 1.0
     x = torch.randn(1, 3, 32, 32).repeat(2, 1, 1, 1)
@@ -65,7 +58,6 @@ def test_context_reaches_the_slot():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"slots": {"conv5": nn.Identity}}, "no norm slot conv5"),
         ({"width": 0}, "width=0"),
         ({"num_classes": 0}, "num_classes=0"),
         ({"image_size": 7}, "at least 8"),

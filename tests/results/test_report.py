@@ -1,6 +1,8 @@
 """Printed cells find our runs, and verdicts say what the intervals say."""
 
+import io
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,7 +18,7 @@ def run(method, accuracy, seed=0, profile="reduced", **setting):
     config = CONVNET.config(method, seed, profile, **setting)
     curve = np.full(config.epochs, accuracy)
     curve[-1] -= 0.1
-    plus = {"test_plus_accuracy": curve / 2} if config.inference == "both" else {}
+    plus = {"test_plus_accuracy": curve / 2} if config.norm == "cn" else {}
     return Run(CONVNET.record_name(config), config, {}, {"test_accuracy": curve, **plus}, "finished")
 
 
@@ -77,7 +79,7 @@ def test_runs_that_diverged_are_left_out_and_counted():
     bad = replace(run("bn", 0.1, seed=3), status="diverged")
     cells = results.reproduction([*seeds("bn", 0.5, 0.5), bad], ["french_table_1"])
     cell = one(cells, dataset="cifar10", model="BN", epoch=100)
-    assert cell.ours.n == 2 and cell.diverged == 1 and "2, 1 diverged" in results.as_rows([cell])[1][0]
+    assert cell.ours.n == 2 and cell.diverged == 1 and results.to_text([cell])["seeds"][0] == "2, 1 diverged"
 
 
 def test_every_recorded_seed_counts_also_beyond_the_profiles_number():
@@ -87,7 +89,7 @@ def test_every_recorded_seed_counts_also_beyond_the_profiles_number():
 
 
 def test_the_running_best_and_the_last_three_epochs_stand_side_by_side():
-    runs = seeds("bn", 0.5, 0.5) + seeds("cn", 0.6, 0.6) + seeds("cn", 0.7, 0.7, placement=("input",))
+    runs = seeds("bn", 0.5, 0.5) + seeds("cn", 0.6, 0.6) + seeds("cn-channels", 0.7, 0.7)
     cells = results.reproduction(runs)
     french = one([c for c in cells if c.table == "french_table_1"], dataset="cifar10", model="CN", epoch=100)
     plus = one([c for c in cells if c.table == "french_table_2"], dataset="cifar10", model="CN+")
@@ -108,7 +110,7 @@ def test_the_largest_profile_counts_and_a_baseline_is_judged_at_the_papers_size(
 
 
 def test_the_rate_printed_wrongly_is_read_as_meant():
-    runs = seeds("cn", 0.6, 0.6, placement=("input",))
+    runs = seeds("cn-channels", 0.6, 0.6)
     runs = [replace(r, config=replace(r.config, dataset="cifar100")) for r in runs]
     cells = results.reproduction(runs, ["icdm_table_6"])
     assert one(cells, dataset="cifar100", lr=0.001, weight_decay=1e-4).published == 62.01
@@ -120,11 +122,24 @@ def test_a_run_of_another_configuration_fills_no_cell():
 
 
 def test_rows_of_text():
-    head, rows = results.as_rows(
-        results.reproduction(seeds("bn", 0.5, 0.6) + seeds("cn", 0.6, 0.7), ["french_table_1"])
-    )
-    assert all(len(row) == len(head) for row in rows)
-    row = dict(zip(head, rows[11], strict=True))
+    row = results.to_text(results.reproduction(seeds("bn", 0.5, 0.6) + seeds("cn", 0.6, 0.7), ["french_table_1"])).iloc[
+        11
+    ]
     assert row["cell"] == "cifar10 CN, epoch 100" and row["printed - BN"] == "+0.21"
     assert row["ours - BN"] == "+10.0 ± 0.0" and row["last three"] == "61.7 ± 63.5"
     assert row["verdict"] == "reproduced (reduced)"
+
+
+def test_the_report_is_what_it_was_before_the_engine_was_rebuilt():
+    """The records of version 0.1, read through new names and tables, give the numbers they gave."""
+    pandas = pytest.importorskip("pandas")
+    before = pandas.read_csv(Path(__file__).parent / "report_0.1.csv")
+    old = [r for r in results.load("convnet") if r.provenance["commit"] in ("6740f97", "6a3be56", "f6941c0")]
+    assert len(old) == 214
+    now = pandas.read_csv(io.StringIO(results.to_numbers(results.reproduction(old)).to_csv(index=False)))
+    for name in before.columns:
+        found, expected = now[name.replace("minus_bn", "gap")], before[name]
+        if name.endswith("half"):  # Student's t had four decimals
+            np.testing.assert_allclose(found, expected, rtol=2e-5, err_msg=name)
+        else:
+            pandas.testing.assert_series_equal(found, expected, check_names=False, check_exact=True)

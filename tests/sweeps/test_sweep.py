@@ -4,7 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from cnlib.experiments import EXPERIMENTS, recorded, sweep
+from cnlib.experiments import EXPERIMENTS
+from cnlib.sweeps import recorded, sweep
 from cnlib.training import Trainer, loop, train
 
 

@@ -31,7 +31,7 @@ CONFIGS = {
     "bn": Config(**SMALL, flip=True, crop=1),
     "mn": Config(**SMALL, norm="mn", contexts="random"),
     "mn-em": Config(**SMALL, norm="mn"),
-    "cn": Config(**SMALL, norm="cn", contexts="random", inference="both"),
+    "cn": Config(**SMALL, norm="cn", contexts="random"),
 }
 ONE_EPOCH = Config(**SMALL | {"epochs": 1})
 

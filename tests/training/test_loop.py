@@ -10,8 +10,9 @@ import pytest
 import torch
 
 import cnlib
+from cnlib.norm.registry import NORMS
 from cnlib.training import Config, Trainer, read, train
-from cnlib.training.build import NORMS, build_contexts
+from cnlib.training.build import build_contexts
 
 SMALL = {"width": 0.125, "epochs": 2, "batch_size": 64, "train_size": 400, "test_size": 200}
 EXTRA = {"cn": {"contexts": "one", "num_contexts": 1}}
@@ -64,7 +65,7 @@ def test_every_norm_starts_from_the_same_weights_and_sees_the_same_order():
     data = cnlib.data.load("digits").subset(200, 100)
     trainers = [Trainer(Config(**SMALL, norm=n, **EXTRA.get(n, {})), data, torch.device("cpu")) for n in ("bn", "cn")]
     torch.testing.assert_close(*(t.model.conv4.weight for t in trainers), rtol=0, atol=0)
-    orders = [next(t.train.shuffled(64, t.generator, False, 0)).labels for t in trainers]
+    orders = [next(t.train.shuffled(64, t.generator)).labels for t in trainers]
     assert torch.equal(*orders)
 
 
@@ -78,7 +79,7 @@ def test_divergence_is_recorded(norm, tmp_path):
 
 
 def test_cn_plus_is_measured_beside_cn():
-    run = train(Config(**SMALL, norm="cn", contexts="one", num_contexts=1, inference="both"))
+    run = train(Config(**SMALL, norm="cn", contexts="one", num_contexts=1))
     assert "test_plus_accuracy" in run.epochs
     assert run.epochs["test_plus_loss"].tolist() != run.epochs["test_loss"].tolist()
 
@@ -91,14 +92,12 @@ def test_bf16_and_contiguous_layout():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"norm": "xn"}, "norm='xn': expected one of bn"),
-        ({"norm": "cn"}, "norm 'cn' needs contexts"),
-        ({"contexts": "gmm"}, "only cn and mn use contexts"),
         ({"lr": 0}, "lr=0: expected a number above 0"),
         ({"seed": -1}, "seed=-1"),
         ({"norm": "cn", "contexts": "one"}, "expected 1"),
-        ({"inference": "cn+"}, "only cn has"),
-        ({"task": "sort"}, "task='sort': expected one of classify"),
+        ({"method": "../x"}, "method='../x': expected a name of letters"),
+        ({"patience": 2}, "patience=2 without validation images"),
+        ({"average": 1}, "average=1: expected less than 1"),
         ({"epochs": 1.5}, "epochs=1.5: expected an int"),
         ({"epochs": True}, "epochs=True: expected an int"),
         ({"batch_size": 2.5}, "batch_size=2.5: expected an int"),
@@ -109,7 +108,7 @@ def test_bf16_and_contiguous_layout():
         ({"lr": float("nan")}, "lr=nan: expected a finite number"),
         ({"width": 10**400}, "width=1.*: expected a finite number"),
         ({"seed": 2**63}, "seed=9223372036854775808: expected less than"),
-        ({"dataset": 3}, "dataset=3: expected text"),
+        ({"dataset": 3}, "dataset=3: expected a name"),
         ({"placement": "conv3"}, "placement='conv3': expected a tuple"),
         ({"placement": ()}, "at least one"),
         ({"placement": ("conv1", "conv1")}, "different slots"),
@@ -123,15 +122,67 @@ def test_bad_configurations(arguments, message):
         Config(**arguments)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"norm": "xn"}, "norm='xn': expected one of bn"),
+        ({"norm": "cn"}, "norm 'cn' needs contexts"),
+        ({"model": "vgg"}, "model='vgg': expected one of convnet"),
+        ({"contexts": "tarot"}, "contexts='tarot': expected one of none"),
+        ({"optimizer": "lbfgs"}, "optimizer='lbfgs': expected one of rmsprop"),
+        ({"schedule": "moon"}, "schedule='moon': expected one of constant"),
+        ({"precision": "fp8"}, "precision='fp8': expected one of fp32"),
+        ({"task": "sort"}, "task='sort': expected one of classify"),
+        ({"placement": ("conv5",)}, "convnet has no norm slot conv5: its slots are input, conv1"),
+        ({"options": {"patch": 4}}, "options: no patch; convnet takes bias, norm, classify takes none"),
+        ({"validation": 400}, "validation=400: expected less than the 400"),
+    ],
+)
+def test_names_are_checked_where_they_are_used(arguments, message, tmp_path):
+    config = Config(**SMALL | arguments)  # a record of it can be read
+    assert Config.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+    with pytest.raises(ValueError, match=message):
+        train(config, tmp_path / "run.jsonl")
+    assert not [*tmp_path.iterdir()]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "name"),
+    [
+        ({}, "bn"),
+        ({"norm": "mn"}, "mn-em"),
+        ({"norm": "mn", "contexts": "gmm"}, "mn"),
+        ({"norm": "mn", "contexts": "random"}, "mn-random"),
+        ({"norm": "cn", "contexts": "gmm"}, "cn"),
+        ({"norm": "cn", "contexts": "gmm", "placement": ("input",)}, "cn-channels"),
+        ({"norm": "cn", "contexts": "one", "num_contexts": 1, "placement": ("input",)}, "cn-channels-one"),
+        ({"norm": "bn", "contexts": "superclass"}, "bn-superclass"),
+        ({"method": "token"}, "token"),
+    ],
+)
+def test_the_usual_name_of_a_method(arguments, name):
+    assert Config(**arguments).method == name
+
+
+def test_a_record_of_the_first_version_is_read():
+    new = Config(norm="cn", contexts="gmm", placement=("input",), encoder="embedder")
+    fields = ["method", "start", "schedule", "warmup", "validation", "patience", "average"]
+    old = {key: value for key, value in new.to_dict().items() if key not in fields}
+    assert Config.from_dict(old | {"inference": "both", "called": ""}) == new
+    assert Config.from_dict(old | {"inference": "cn", "called": "mine"}).method == "mine"
+    with pytest.raises(ValueError, match="only CN. was tested"):
+        Config.from_dict(old | {"inference": "cn+"})
+
+
 def test_config_survives_json():
-    config = Config(placement=("conv1", "conv3"), train_size=10, options={"b": 2, "a": None}, called="bn-two")
+    config = Config(placement=("conv1", "conv3"), train_size=10, options={"b": 2, "a": None}, method="bn-two")
     again = Config.from_dict(json.loads(json.dumps(config.to_dict())))
     assert again == config == replace(config) and hash(again) == hash(config) and config.method == "bn-two"
     assert config.to_dict()["options"] == {"a": None, "b": 2}
 
 
 def test_a_record_without_the_newer_fields_is_of_the_same_configuration():
-    old = {key: value for key, value in Config().to_dict().items() if key not in ("task", "options", "called")}
+    old = {key: value for key, value in Config().to_dict().items() if key not in ("task", "options", "method")}
     assert Config.from_dict(old) == Config()
     with pytest.raises(ValueError, match="unknown fields.*colour"):
         Config.from_dict({"colour": 1})
@@ -162,6 +213,77 @@ print(train(config, data=data, progress=True).status)
     assert "cn-s0: 1/1" in done.stderr
 
 
+def test_the_rate_follows_its_schedule(monkeypatch):
+    rates = []
+    step = Trainer.step
+    monkeypatch.setattr(
+        Trainer, "step", lambda self, batch: (rates.append(self.optimizer.param_groups[0]["lr"]), step(self, batch))[1]
+    )
+    train(Config(**SMALL, schedule="cosine", warmup=3, lr=0.1, optimizer="sgd"))
+    steps = 2 * (400 // 64)
+    expected = [0.1 * (i + 1) / 3 for i in range(3)]
+    expected += [0.05 * (1 + np.cos(np.pi * i / (steps - 3))) for i in range(steps - 3)]
+    np.testing.assert_allclose(rates, expected)
+
+
+def test_the_decay_of_the_authors_optimizer_does_not_depend_on_the_rate():
+    data = cnlib.data.load("digits").subset(200, 100)
+    weights = {}
+    for lr in (1e-3, 1e-2):
+        config = Config(**SMALL, optimizer="adamw-tfa", lr=lr, weight_decay=0.01)
+        trainer = Trainer(config, data, torch.device("cpu"))
+        before = trainer.model.conv1.weight.detach().clone()
+        for parameter in trainer.model.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+        trainer.optimizer.step()
+        weights[lr] = (trainer.model.conv1.weight / before).detach()
+    for ratio in weights.values():
+        torch.testing.assert_close(ratio, torch.full_like(ratio, 0.99))
+
+
+def test_the_average_of_the_weights_is_tested_in_their_place():
+    data = cnlib.data.load("digits").subset(200, 100)
+    trainer = Trainer(Config(**SMALL, average=0.5, optimizer="sgd", lr=0.05), data, torch.device("cpu"))
+    mean, seen = None, []
+    step = trainer.step
+
+    def watched(batch):
+        nonlocal mean
+        values = step(batch)
+        weight = trainer.model.conv1.weight.detach().clone()
+        mean = weight if mean is None else 0.5 * mean + 0.5 * weight
+        return values
+
+    trainer.step = watched
+    trainer.evaluate, evaluate = (lambda test: seen.append(trainer.tested) or evaluate(test)), trainer.evaluate
+    trainer.run_epoch()
+    assert seen[0] is trainer.average.module
+    torch.testing.assert_close(trainer.tested.conv1.weight, mean)
+    assert not torch.equal(trainer.model.conv1.weight, mean)
+
+
+def test_it_stops_by_the_validation_images_and_takes_its_best_weights(tmp_path):
+    config = Config(**SMALL | {"epochs": 12, "train_size": 300}, validation=60, patience=1, lr=0.02)
+    run = train(config, tmp_path / "run.jsonl")
+    values = run.curve("val_accuracy")
+    best = int(values.argmax())
+    assert len(values) < 12 and len(values) == best + 2 and run.final["chosen_epoch"] == best + 1
+    data = cnlib.data.load("digits").subset(300, 200)
+    trainer = Trainer(config, data, torch.device("cpu"))
+    assert len(trainer.train) == 240 and torch.equal(
+        trainer.tests["val"].split.labels, torch.from_numpy(data.train_labels[-60:])
+    )
+    trainer.model.load_state_dict(run.model.state_dict())
+    assert trainer.evaluate(trainer.tests["val"])["accuracy"] == values[best]
+
+
+def test_contexts_go_with_any_norm():
+    data = cnlib.data.load("digits").subset(200, 100)
+    trainer = Trainer(Config(**SMALL, contexts="random"), data, torch.device("cpu"))
+    assert next(trainer.batches()).ids.shape == (64,)
+    assert trainer.run_epoch()["test_output_std"] and trainer.config.method == "bn-random"
+
+
 @pytest.mark.parametrize("contexts", ["gmm", "random", "shuffled"])
 def test_contexts_are_fitted_on_train_and_applied_to_test(contexts):
     data = cnlib.data.load("digits").subset(300, 100)
@@ -172,7 +294,7 @@ def test_contexts_are_fitted_on_train_and_applied_to_test(contexts):
     if contexts != "shuffled":  # the test images do not influence the training ids
         alone = build_contexts(config, data.subset(300, 10))
         assert torch.equal(alone["train_ids"], given["train_ids"])
-    soft = build_contexts(replace(config, norm="mn"), data)
+    soft = build_contexts(config, data, soft=True)
     torch.testing.assert_close(soft["test_responsibilities"].sum(1), torch.ones(100))
     if contexts == "gmm":
         assert torch.equal(soft["test_responsibilities"].argmax(1), given["test_ids"])

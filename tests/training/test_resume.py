@@ -17,7 +17,7 @@ from cnlib.training import Busy, Config, checkpoint, read, records, train
 pytestmark = pytest.mark.filterwarnings("error::RuntimeWarning")
 SMALL = {"width": 0.0625, "epochs": 3, "batch_size": 64, "train_size": 200, "test_size": 100, "flip": True, "crop": 1}
 METHODS = {
-    "cn": {"norm": "cn", "contexts": "one", "num_contexts": 1, "inference": "both"},
+    "cn": {"norm": "cn", "contexts": "one", "num_contexts": 1},
     "mn": {"norm": "mn"},  # draws from torch's global generator in its first batch
 }
 
