@@ -1,4 +1,4 @@
-"""Files that are never half written; and .npz files of named arrays and a JSON header, with nothing executable in them."""
+"""Files that are never half written; .npz files of named arrays and a JSON header, with nothing executable in them."""
 
 import json
 import os

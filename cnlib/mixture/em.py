@@ -75,7 +75,8 @@ class _Step:
         self.old = parameters
         self.num_features = parameters.means.shape[1]
         self.mass = torch.zeros_like(parameters.weights)
-        self.first = self.second = torch.empty(0)  # moments, as each kind of step needs them
+        # moments, as each kind of step needs them
+        self.first = self.second = torch.empty(0)
         self.buffer: Tensor | None = None
 
     def _rows(self, n: int, width: int) -> Tensor:
@@ -111,7 +112,8 @@ class _Step:
         mass = self.mass + TINY_MASS
         return Parameters(mass / mass.sum(), means, covariances, self.old.center)
 
-    separate = True  # each component has a covariance of its own
+    # each component has a covariance of its own
+    separate = True
 
 
 class _QuadraticStep(_Step):

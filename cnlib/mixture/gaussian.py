@@ -14,8 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cnlib.mixture.em import CollapsedError, Parameters, cholesky, make_step, normalize
-from cnlib.mixture.kmeans import Array, Samples, start
+from cnlib.mixture.checks import given_start, saved_parameters, whole_number
+from cnlib.mixture.em import Parameters, cholesky, make_step, normalize
+from cnlib.mixture.iterations import best_of_starts, settled
+from cnlib.mixture.samples import Array, Samples
 from cnlib.storage import read_npz, write_npz
 
 COVARIANCES = ("full", "diag", "spherical", "tied")
@@ -79,17 +81,17 @@ class GaussianMixture:
             raise ValueError(f"covariance must be one of {COVARIANCES}, got {covariance!r}")
         if init not in INITS:
             raise ValueError(f"init must be one of {INITS}, got {init!r}")
-        counts = {"num_components": num_components, "n_init": n_init, "chunk_size": chunk_size}
-        for name, value in counts.items():
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
-        for name, number in {"tol": tol, "max_iter": max_iter, "reg_covar": reg_covar}.items():
+        for name, number in {"tol": tol, "reg_covar": reg_covar}.items():
             if not number >= 0:
                 raise ValueError(f"{name} must not be negative, got {number}")
-        self.num_components, self.covariance, self.init = num_components, covariance, init
-        self.n_init, self.tol, self.max_iter, self.reg_covar = n_init, tol, max_iter, reg_covar
+        self.num_components = whole_number("num_components", num_components, least=1)
+        self.n_init = whole_number("n_init", n_init, least=1)
+        self.max_iter = whole_number("max_iter", max_iter, least=0)
+        self.chunk_size = None if chunk_size is None else whole_number("chunk_size", chunk_size, least=1)
+        self.seed = whole_number("seed", seed)
+        self.covariance, self.init, self.device = covariance, init, device
+        self.tol, self.reg_covar = float(tol), float(reg_covar)
         self.weights_init, self.means_init, self.precisions_init = weights_init, means_init, precisions_init
-        self.seed, self.device, self.chunk_size = seed, device, chunk_size
         self.converged_, self.n_iter_, self.lower_bound_ = False, 0, -math.inf
         self.lower_bounds_: list[float] = []
 
@@ -100,52 +102,26 @@ class GaussianMixture:
     def fit(self, x: Array) -> Self:
         """Estimate the parameters from (N, D) samples.
 
-        Raises ValueError on nan or inf, and when a covariance is singular in spite of `reg_covar` (in every start).
-        Warns when the kept start did not converge or a component ended without samples."""
+        Raises ValueError on nan or inf, on fewer samples than components, and when a covariance is singular in spite
+        of `reg_covar` (in every start). Warns when the kept start did not converge or a component ended without
+        samples."""
         samples = self._samples(x)
+        if len(samples) < self.num_components:
+            raise ValueError(
+                f"x holds {len(samples)} samples, expected at least num_components={self.num_components}: give more "
+                "samples, or use fewer components"
+            )
         center = samples.center()
-        scatter = samples.scatter(center) if self.covariance == "tied" else None
-        given = self._given(center)
+        start = {"weights": self.weights_init, "means": self.means_init, "precisions": self.precisions_init}
+        given = given_start(start, self.covariance, self.num_components, center)
+        options = {name: getattr(self, name) for name in SAVED if name != "chunk_size"}
         with samples.threads():
-            fits = self._fits(samples, center, scatter, given)
-        self.lower_bound_, self.lower_bounds_, best = max(fits, key=lambda fit: fit[0])
-        self.n_iter_, self.converged_ = len(self.lower_bounds_), self._settled(self.lower_bounds_)
+            self.lower_bounds_, best = best_of_starts(samples, center, given, **options)
+        self.lower_bound_ = self.lower_bounds_[-1] if self.lower_bounds_ else -math.inf
+        self.n_iter_, self.converged_ = len(self.lower_bounds_), settled(self.lower_bounds_, self.tol)
         self.weights_, self.means_, self.covariances_ = best.weights, best.means + center, best.covariances
         self._warn(len(samples))
         return self
-
-    def _fits(
-        self, samples: Samples, center: Tensor, scatter: Tensor | None, given: dict[str, Tensor]
-    ) -> list[tuple[float, list[float], Parameters]]:
-        """Last bound, all bounds and parameters of each start that did not collapse; raises if all did."""
-        generator = torch.Generator().manual_seed(self.seed)
-        model = {name: getattr(self, name) for name in ("num_components", "covariance", "reg_covar", "init")}
-        fits, collapsed = [], None
-        for _ in range(1 if len(given) == 3 else self.n_init):
-            bounds: list[float] = []
-            try:
-                parameters = start(samples, center, scatter, given, generator=generator, **model)
-                while len(bounds) < self.max_iter and not self._settled(bounds):
-                    bound, parameters = self._iterate(samples, parameters, scatter)
-                    bounds.append(bound)
-            except CollapsedError as error:
-                collapsed = error
-                continue
-            fits.append((bounds[-1] if bounds else -math.inf, bounds, parameters))
-        if collapsed is not None and not fits:
-            raise collapsed
-        return fits
-
-    def _settled(self, bounds: list[float]) -> bool:
-        return len(bounds) > 1 and abs(bounds[-1] - bounds[-2]) < self.tol
-
-    def _iterate(self, samples: Samples, old: Parameters, scatter: Tensor | None) -> tuple[float, Parameters]:
-        """One EM iteration; the mean log-likelihood is that of the old parameters."""
-        step = make_step(old, self.covariance, self.reg_covar, scatter)
-        bound = samples.sweep(step, lambda logits, _: normalize(logits)) / len(samples)
-        if not math.isfinite(bound):
-            raise ValueError(f"the mean log-likelihood is {bound}: rescale x, its squares overflow float64")
-        return bound, step.maximize()
 
     def _warn(self, num_samples: int) -> None:
         empty = (self.weights_ * num_samples < 1e-6).nonzero().flatten().tolist()
@@ -156,36 +132,9 @@ class GaussianMixture:
             text = f"EM did not reach tol={self.tol} in max_iter={self.max_iter} iterations: increase one of them"
             warnings.warn(text, RuntimeWarning, stacklevel=4)
 
-    def _given(self, center: Tensor) -> dict[str, Tensor]:
-        """The parts of the start that the user gave, checked: weights, means (relative to center), covariances."""
-        k, d = self.num_components, len(center)
-        shapes = {"full": (k, d, d), "tied": (d, d), "diag": (k, d), "spherical": (k,)}
-        given = {}
-        for name, value, shape in (
-            ("weights", self.weights_init, (k,)),
-            ("means", self.means_init, (k, d)),
-            ("precisions", self.precisions_init, shapes[self.covariance]),
-        ):
-            if value is None:
-                continue
-            given[name] = torch.as_tensor(value).detach().to(center)
-            if given[name].shape != shape:
-                raise ValueError(f"{name}_init must have shape {shape}, got {tuple(given[name].shape)}")
-            if not bool(given[name].isfinite().all()):
-                raise ValueError(f"{name}_init holds nan or inf")
-        if "weights" in given and (bool((given["weights"] < 0).any()) or abs(float(given["weights"].sum()) - 1) > 1e-6):
-            raise ValueError(f"weights_init must be >= 0 and sum to 1, got {given['weights'].tolist()}")
-        if "means" in given:
-            given["means"] = given["means"] - center
-        if "precisions" in given:
-            precisions = given.pop("precisions")
-            if self.covariance in ("full", "tied"):
-                given["covariances"] = torch.cholesky_inverse(cholesky(precisions, "precisions_init"))
-            elif bool((precisions <= 0).any()):
-                raise ValueError("precisions_init must be positive")
-            else:
-                given["covariances"] = precisions.reciprocal()
-        return given
+    def _check_fitted(self) -> None:
+        if not hasattr(self, "means_"):
+            raise RuntimeError("this mixture has no parameters yet: call fit(x) or load(path) first")
 
     def _samples(self, x: Array) -> Samples:
         floats_per_feature = self.num_components if self.covariance == "full" else 1
@@ -193,8 +142,7 @@ class GaussianMixture:
 
     def _evaluate(self, x: Array) -> Iterator[tuple[Samples, Tensor, Tensor]]:
         """For each chunk: log p(x) (n,) and the responsibilities (K, n)."""
-        if not hasattr(self, "means_"):
-            raise RuntimeError("this mixture has no parameters yet: call fit(x) or load(path) first")
+        self._check_fitted()
         samples = self._samples(x)
         if samples.x.shape[1] != self.means_.shape[1]:
             raise ValueError(f"x must be (N, {self.means_.shape[1]}) as in fit, got {tuple(samples.x.shape)}")
@@ -247,8 +195,7 @@ class GaussianMixture:
     @torch.no_grad()
     def sample(self, num_samples: int = 1, seed: int | None = None) -> tuple[Tensor, Tensor]:
         """Independent samples (num_samples, D) in float64 and the component of each (num_samples,), on the CPU."""
-        if not hasattr(self, "means_"):
-            raise RuntimeError("this mixture has no parameters yet: call fit(x) or load(path) first")
+        self._check_fitted()
         generator = torch.Generator().manual_seed(self.seed if seed is None else seed)
         weights, means, covariances = (value.cpu() for value in (self.weights_, self.means_, self.covariances_))
         labels = torch.multinomial(weights, num_samples, replacement=True, generator=generator)
@@ -263,8 +210,7 @@ class GaussianMixture:
 
     def state(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         """The fitted mixture as plain values and arrays. Device and given starts are not part of it."""
-        if not hasattr(self, "means_"):
-            raise RuntimeError("this mixture has no parameters yet: call fit(x) or load(path) first")
+        self._check_fitted()
         header = {name: getattr(self, name) for name in SAVED + FITTED}
         return header, {name: getattr(self, name).cpu().numpy() for name in ("weights_", "means_", "covariances_")}
 
@@ -272,11 +218,15 @@ class GaussianMixture:
     def from_state(
         cls, header: dict[str, Any], arrays: dict[str, np.ndarray], device: torch.device | str | None = None
     ) -> Self:
+        """What `state` returned, restored. Raises ValueError where a part is missing or has another shape."""
+        if missing := [name for name in SAVED + FITTED if name not in header]:
+            raise ValueError(f"the saved mixture lacks {', '.join(missing)}: fit it again and save it")
         mixture = cls(**{name: header[name] for name in SAVED}, device=device)
+        parameters = saved_parameters(arrays, mixture.covariance, mixture.num_components)
         for name in FITTED:
             setattr(mixture, name, header[name])
-        for name, array in arrays.items():
-            setattr(mixture, name, torch.from_numpy(array).to(device))
+        for name, value in parameters.items():
+            setattr(mixture, name, value.to(device))
         return mixture
 
     def save(self, path: str | os.PathLike[str]) -> None:

@@ -1,146 +1,16 @@
-"""Samples read in chunks, and k-means on them: where a mixture starts."""
+"""k-means on samples read in chunks, and what it is for here: where EM starts."""
 
 import math
-import threading
-import warnings
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Mapping
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from cnlib.mixture.em import Parameters, Step, harden, make_step, unit_parameters
-
-Array = Tensor | np.ndarray
-DTYPE = torch.float64
+from cnlib.mixture.em import Parameters, harden, make_step, unit_parameters
+from cnlib.mixture.samples import DTYPE, Samples
 
 
-class Samples:
-    """(N, D) data as float64 chunks on the compute device.
-
-    Args:
-        x: tensor or array, float or integer; neither copied nor converted as a whole.
-        device: where the chunks go; None: where x is (the CPU for MPS, which has no float64).
-        rows: samples in a chunk; None: as many as keep `floats_per_feature` * D numbers each in the cache, or in
-            128 MB on a GPU.
-    """
-
-    def __init__(self, x: Array, device: torch.device | str | None, rows: int | None, floats_per_feature: int = 1):
-        if not isinstance(x, Tensor):
-            x = np.asarray(x)
-            if x.dtype.kind not in "buif":
-                raise TypeError(f"x must hold real numbers, got {x.dtype}")
-            with warnings.catch_warnings():  # a read-only memory map is fine: nothing is written to x
-                warnings.filterwarnings("ignore", message="The given NumPy array is not writ")
-                x = torch.from_numpy(x if min(x.strides, default=0) >= 0 else x.copy())
-        if x.is_complex():
-            raise TypeError(f"x must hold real numbers, got {x.dtype}")
-        if x.ndim != 2 or 0 in x.shape:
-            hint = "; for one feature give x[:, None]" if x.ndim == 1 else ""
-            raise ValueError(f"x must be (N, D) with at least one sample and one feature, got {tuple(x.shape)}{hint}")
-        self.x = x.detach()
-        self.device = torch.device(x.device if device is None else device)
-        if self.device.type == "mps":
-            self.device = torch.device("cpu")
-        budget = 2**19 if self.device.type == "cpu" else 2**24
-        self.rows = rows or min(max(budget // (x.shape[1] * floats_per_feature), 64), 2**17)
-        self.out_dtype = DTYPE if x.dtype == DTYPE else torch.float32
-        self.pool: ThreadPoolExecutor | None = None
-        self.buffers: list[Tensor | None] = [None]  # one for each thread
-
-    def __len__(self) -> int:
-        return len(self.x)
-
-    def chunks(self, first: int = 0, last: int | None = None) -> Iterator[tuple[slice, Tensor]]:
-        last = len(self) if last is None else last
-        for start in range(first, last, self.rows):
-            where = slice(start, min(start + self.rows, last))
-            yield where, self.x[where].to(self.device, DTYPE)
-
-    @contextmanager
-    def threads(self) -> Iterator[None]:
-        """Within, `sweep` gives each of torch's threads its own share of the samples, on the CPU and for large data.
-        They meet once in a pass, not in every operation: faster for chunks of this size, and far faster on a
-        machine that is busy with something else."""
-        count = torch.get_num_threads() if self.device.type == "cpu" else 1
-        if count == 1 or self.x.numel() < 2**18 or len(self) < 1024 * count:
-            yield
-            return
-        ready = threading.Barrier(count + 1)
-
-        def only_one_thread_each() -> None:
-            torch.get_num_threads()  # makes torch initialize this thread now, not over the next line later
-            torch.set_num_threads(1)
-            ready.wait()
-
-        with ThreadPoolExecutor(count, initializer=only_one_thread_each) as self.pool:
-            try:
-                for _ in range(count):
-                    self.pool.submit(int)
-                ready.wait()
-                torch.set_num_threads(count)  # the setting is by thread, except for threads yet to come
-                self.buffers = [None] * count
-                yield
-            finally:
-                self.pool, self.buffers = None, [None]
-
-    def sweep(self, step: Step, assign: Callable[[Tensor, slice], Tensor]) -> float:
-        """One pass that adds the moments of all samples to `step`. assign(logits, where) turns the log joint densities
-        (K, n) of the samples `where` into responsibilities, in place; the sum of what it returns is returned."""
-        workers = len(self.buffers)
-        bounds = [len(self) * i // workers for i in range(workers + 1)]
-
-        def share(i: int) -> tuple[Step, Tensor]:
-            part, total = step.fork(self.buffers[i]), torch.zeros_like(step.mass[0])
-            for where, chunk in self.chunks(bounds[i], bounds[i + 1]):
-                logits = part.log_joint(chunk)
-                total += assign(logits, where).sum()
-                part.accumulate(logits)
-            self.buffers[i] = part.buffer
-            return part, total
-
-        parts = list(map(share, range(workers)) if self.pool is None else self.pool.map(share, range(workers)))
-        for part, _ in parts:  # in a fixed order, so that a fit can be repeated to the last bit
-            step.merge(part)  # type: ignore[arg-type]
-        return float(sum(total for _, total in parts))
-
-    def __getitem__(self, index: Tensor) -> Tensor:
-        return self.x[index.to(self.x.device)].to(self.device, DTYPE)
-
-    def center(self) -> Tensor:
-        """Mean (D,), from differences to the first sample so that an offset costs no digits. ValueError on nan, inf."""
-        first = self[torch.tensor(0)]
-        total = torch.zeros_like(first)
-        for _, chunk in self.chunks():
-            total += (chunk - first).sum(0)
-        center = first + total / len(self)
-        if not bool(center.isfinite().all()):
-            self.check_finite()
-            raise ValueError("x is too large for sums in float64: rescale it")
-        return center
-
-    def check_finite(self) -> None:
-        for where, chunk in self.chunks():
-            bad = (~chunk.isfinite()).nonzero()
-            if len(bad):
-                row, column = bad[0].tolist()
-                raise ValueError(
-                    f"x holds {float(chunk[row, column])} at sample {where.start + row}, feature {column}: "
-                    "remove or replace nan and inf"
-                )
-
-    def scatter(self, center: Tensor) -> Tensor:
-        """Sum over samples of (x - center)(x - center)^T, (D, D)."""
-        scatter = center.new_zeros(len(center), len(center))
-        for _, chunk in self.chunks():
-            chunk = chunk - center
-            scatter.addmm_(chunk.T, chunk)
-        return scatter
-
-
-def seed_means(x: Samples, num_components: int, generator: torch.Generator) -> Tensor:
+def kmeans_plus_plus(x: Samples, num_components: int, generator: torch.Generator) -> Tensor:
     """k-means++ (Arthur & Vassilvitskii 2007), greedy: of a few candidates drawn in proportion to the squared
     distance to the nearest seed, keep the one that leaves the least. Returns (K, D)."""
     n, trials = len(x), 2 + int(math.log(num_components))
@@ -163,7 +33,8 @@ def seed_means(x: Samples, num_components: int, generator: torch.Generator) -> T
         if float(cumulative[-1]) > 0:
             draws = torch.rand(trials, generator=generator, dtype=DTYPE).to(x.device)
             candidates = torch.searchsorted(cumulative, draws * cumulative[-1], right=True).clamp(max=n - 1)
-        else:  # every sample is a seed already
+        else:
+            # every sample is a seed already
             candidates = torch.randint(n, (1,), generator=generator)
 
 
@@ -183,28 +54,11 @@ def lloyd(x: Samples, center: Tensor, means: Tensor, max_iter: int = 100, tol: f
     return means
 
 
-def principal_axes(x: Samples, count: int, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Mean (D,) and the first principal axes (D, count) of the samples, by randomized subspace iteration (Halko,
-    Martinsson & Tropp 2011), so that no (D, D) matrix is formed. Each axis has its largest entry positive."""
-    center = x.center()
-    width = min(count + 10, len(center))
-    basis = torch.randn(len(center), width, generator=torch.Generator().manual_seed(seed), dtype=DTYPE).to(x.device)
-    for _ in range(8):
-        basis = torch.linalg.qr(basis).Q
-        image = torch.zeros_like(basis)  # scatter matrix times basis
-        for _, chunk in x.chunks():
-            chunk = chunk - center
-            image.addmm_(chunk.T, chunk @ basis)
-        basis, image = image, basis
-    axes = image @ torch.linalg.eigh(image.T @ basis).eigenvectors.flip(1)[:, :count]
-    return center, axes * axes.gather(0, axes.abs().argmax(0, keepdim=True)).sign()
-
-
-def start(
+def initial_parameters(
     x: Samples,
     center: Tensor,
     scatter: Tensor | None,
-    given: dict[str, Tensor],
+    given: Mapping[str, Tensor],
     *,
     num_components: int,
     covariance: str,
@@ -215,7 +69,7 @@ def start(
     """The parameters that EM starts from; `given` (weights, means, covariances) replaces what it names."""
     if len(given) == 3:
         return Parameters(center=center, **given)
-    means = given["means"] if "means" in given else seed_means(x, num_components, generator) - center
+    means = given["means"] if "means" in given else kmeans_plus_plus(x, num_components, generator) - center
     if init == "k-means":
         means = lloyd(x, center, means)
     step = make_step(unit_parameters(means, center, covariance), covariance, reg_covar, scatter)

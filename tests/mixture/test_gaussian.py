@@ -98,7 +98,8 @@ def test_log_likelihood_never_decreases(
     model = GaussianMixture(k, covariance, reg_covar=0.0, tol=0.0, max_iter=25, init=init, seed=seed)
     try:
         quiet(model, x)
-    except CollapsedError:  # without regularization the likelihood is unbounded: no maximum to climb to
+    except CollapsedError:
+        # without regularization the likelihood is unbounded: no maximum to climb to
         assume(False)
     bounds = np.array([*model.lower_bounds_, float(model.log_likelihood(x))])
     assert np.isfinite(bounds).all()
@@ -215,7 +216,8 @@ def test_restarts_keep_the_best() -> None:
     x = blobs(400, d=2, k=6, spread=4.0)
     singles = quiet(GaussianMixture(6, "spherical", seed=3), x)
     several = quiet(GaussianMixture(6, "spherical", seed=3, n_init=8), x)
-    assert several.lower_bound_ > singles.lower_bound_ + 1e-3  # the first of the eight is the single start
+    # the first of the eight is the single start
+    assert several.lower_bound_ > singles.lower_bound_ + 1e-3
     again = quiet(GaussianMixture(6, "spherical", seed=3, n_init=8), x)
     assert again.lower_bounds_ == several.lower_bounds_ and torch.equal(again.means_, several.means_)
 
@@ -266,7 +268,12 @@ def test_a_component_without_mass_keeps_its_place(covariance: str) -> None:
 )
 @pytest.mark.parametrize("k", [1, 4])
 def test_degenerate_data(covariance: str, init: str, x: np.ndarray, k: int) -> None:
-    model = quiet(GaussianMixture(k, covariance, init=init), x)
+    model = GaussianMixture(k, covariance, init=init)
+    if len(x) < k:
+        with pytest.raises(ValueError, match=f"x holds {len(x)} samples, expected at least num_components={k}"):
+            model.fit(x)
+        return
+    quiet(model, x)
     for value in (model.weights_, model.means_, model.covariances_, model.responsibilities(x), model.score_samples(x)):
         assert bool(value.isfinite().all())
     np.testing.assert_allclose((model.weights_ @ model.means_).numpy(), x.mean(0), rtol=1e-7, atol=1e-7)
@@ -337,13 +344,15 @@ def test_save_and_load(covariance: str, tmp_path: Path) -> None:
     x, path = blobs(), tmp_path / "mixture.npz"
     model = GaussianMixture(3, covariance, seed=5, reg_covar=1e-3).fit(x)
     model.save(path)
-    model.save(path)  # overwrites
+    # overwrites
+    model.save(path)
     assert [p.name for p in tmp_path.iterdir()] == ["mixture.npz"]
     loaded = GaussianMixture.load(path)
     assert torch.equal(loaded.responsibilities(x), model.responsibilities(x))
     assert (loaded.seed, loaded.reg_covar, loaded.covariance) == (5, 1e-3, covariance)
     assert (loaded.lower_bounds_, loaded.n_iter_, loaded.converged_) == (model.lower_bounds_, model.n_iter_, True)
-    with np.load(path, allow_pickle=False) as file:  # raises on pickled members
+    # raises on pickled members
+    with np.load(path, allow_pickle=False) as file:
         assert all(file[name].dtype.kind in "fU" for name in file.files)
     assert all(name.endswith(".npy") for name in zipfile.ZipFile(path).namelist())
 
@@ -409,6 +418,45 @@ EYE = np.eye(4)
 def test_bad_arguments(options: dict[str, Any], x: np.ndarray, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         GaussianMixture(**{"num_components": 2, **options}).fit(x)
+
+
+@each_covariance
+def test_fewer_samples_than_components_is_an_error_as_in_scikit_learn(covariance: str) -> None:
+    x, start = blobs(3), start_from(blobs(), 4, covariance)
+    for options in ({}, start):
+        ours, theirs = GaussianMixture(4, covariance, **options), Reference(4, covariance_type=covariance, **options)
+        for model in (ours, theirs):
+            with pytest.raises(ValueError, match="3"):
+                model.fit(x)
+    assert quiet(GaussianMixture(3, covariance), x).means_.shape == (3, 4)
+
+
+@pytest.mark.parametrize("kind", [np.int64, np.int32, np.uint8])
+def test_numpy_integers_are_seeds_and_counts(kind: type, tmp_path: Path) -> None:
+    names = {"num_components": 2, "n_init": 2, "max_iter": 4, "seed": 3, "chunk_size": 7}
+    ours = quiet(GaussianMixture(covariance="diag", **{name: kind(value) for name, value in names.items()}), X)
+    same = quiet(GaussianMixture(covariance="diag", **names), X)
+    assert torch.equal(ours.means_, same.means_)
+    ours.save(tmp_path / "mixture.npz")
+    assert GaussianMixture.load(tmp_path / "mixture.npz").seed == 3
+    for name in names:
+        with pytest.raises(TypeError, match=f"{name} must be a whole number, got 2.0"):
+            GaussianMixture(**{"num_components": 2, name: 2.0})
+
+
+def test_only_the_fields_of_a_mixture_are_restored() -> None:
+    header, arrays = quiet(GaussianMixture(2, "diag"), X).state()
+    mixture = GaussianMixture.from_state({**header, "fit": 1}, {**arrays, "predict": np.ones(3)})
+    assert callable(mixture.fit) and callable(mixture.predict)
+    for name in ("seed", "converged_"):
+        with pytest.raises(ValueError, match=f"the saved mixture lacks {name}"):
+            GaussianMixture.from_state({key: value for key, value in header.items() if key != name}, arrays)
+    for name, value in (("weights_", np.ones(3)), ("means_", np.ones(4)), ("covariances_", np.ones((2, 3)))):
+        with pytest.raises(ValueError, match=f"the saved mixture's {name}: expected float64"):
+            GaussianMixture.from_state(header, {**arrays, name: value})
+    del arrays["covariances_"]
+    with pytest.raises(ValueError, match=r"covariances_: expected float64 \(2, 4\), got none"):
+        GaussianMixture.from_state(header, arrays)
 
 
 def test_bad_use() -> None:
