@@ -22,13 +22,13 @@ from cnlib.contexts import GMMContexts
 from cnlib.contexts.quality import (
     audit,
     between_share,
+    contingency,
+    image_statistics,
     matched,
     mutual_information,
+    patch_means,
     shares,
-    small,
     spectrum,
-    statistics,
-    table,
 )
 from cnlib.data import ImageData
 from cnlib.mixture.gaussian import GaussianMixture
@@ -39,7 +39,8 @@ from cnlib.training.build import build_model
 from cnlib.training.records import provenance, write_lines
 
 Row = dict[str, Any]
-CELLS: dict[str, dict[str, Any]] = {  # arguments of GMMContexts; the first is its default and that of chapter 9
+# arguments of GMMContexts; the first is its default and that of chapter 9
+CELLS: dict[str, dict[str, Any]] = {
     "pixels, diag": {},
     "pixels, spherical": {"covariance": "spherical"},
     "PCA 32, full": {"pca": 32, "covariance": "full"},
@@ -97,7 +98,7 @@ def portraits(source: ImageData, size: int | None, arrays: dict[str, np.ndarray]
     """Three components, fitted on the training images and applied to the test images, described; pictures of means and
     deviations go to `arrays`."""
     part, classes = source.subset(size), len(source.classes)
-    measured = {split: statistics(getattr(part, f"{split}_images")) for split in ("train", "test")}
+    measured = {split: image_statistics(getattr(part, f"{split}_images")) for split in ("train", "test")}
     for cell in PORTRAITS:
         mixture = GMMContexts(3, **CELLS[cell]).fit(part.train_images)
         ids = {split: mixture.assign(getattr(part, f"{split}_images")).numpy() for split in ("train", "test")}
@@ -105,7 +106,7 @@ def portraits(source: ImageData, size: int | None, arrays: dict[str, np.ndarray]
         row: Row = {"cell": cell, "iterations": mixture.gmm.n_iter_, "weights": mixture.gmm.weights_.tolist()}
         for split, found in ids.items():
             row[f"{split}_shares"] = shares(found, 3)
-            row[f"{split}_classes"] = table(found, getattr(part, f"{split}_labels"), 3, classes).tolist()
+            row[f"{split}_classes"] = contingency(found, getattr(part, f"{split}_labels"), 3, classes).tolist()
             row[f"{split}_explained"] = {n: float(between_share(v, found)[0]) for n, v in measured[split].items()}
         for name, values in measured["train"].items():
             row[name] = [np.quantile(values[ids["train"] == r], np.linspace(0.05, 0.95, 19)).tolist() for r in range(3)]
@@ -123,7 +124,7 @@ def fits(source: ImageData, sizes: Sizes) -> Iterator[Row]:
 
     both = source.subset(2 * sizes.fit, sizes.test)
     first, second, test = both.train_images[::2], both.train_images[1::2], both.test_images
-    measured = statistics(test)
+    measured = image_statistics(test)
     cells = [(cell, 3) for cell in sizes.cells]
     cells += [(cell, k) for cell in PORTRAITS[:2] for k in sizes.counts if k != 3]
     for cell, k in cells:
@@ -145,7 +146,7 @@ def fits(source: ImageData, sizes: Sizes) -> Iterator[Row]:
             "test_shares": shares(ids[0], k),
             "other_shares": shares(apart.assign(second).numpy(), k),
             "explained": {name: float(between_share(values, ids[0])[0]) for name, values in measured.items()},
-            "class_bits": mutual_information(table(ids[0], both.test_labels, k, len(source.classes))),
+            "class_bits": mutual_information(contingency(ids[0], both.test_labels, k, len(source.classes))),
         }
 
 
@@ -184,7 +185,7 @@ def faults(source: ImageData, sizes: Sizes) -> Iterator[Row]:
         "train rows in another order": (draw.permutation(train_ids), test_ids),
         "both in another order": (draw.permutation(train_ids), draw.permutation(test_ids)),
     }
-    x, x_test = small(part.train_images), small(part.test_images)
+    x, x_test = patch_means(part.train_images), patch_means(part.test_images)
     for case, (own, other) in cases.items():
         row: Row = {"case": case, "train_shares": shares(own, 3), "test_shares": shares(other, 3)}
         row["same_id"], row["matched"] = float((test_ids == other).mean()), matched(test_ids, other, 3)[0]
@@ -204,7 +205,8 @@ def explained(source: ImageData, sizes: Sizes) -> Iterator[Row]:
     ids["random"] = contexts.RandomContexts(3).assign(images).numpy()
     if source.name == "cifar100":
         ids["superclass"] = contexts.SuperclassContexts().assign(images, labels).numpy()
-    ids |= {"class": labels, "image": np.arange(len(images))}  # no context can explain more than the image itself
+    # no context can explain more than the image itself
+    ids |= {"class": labels, "image": np.arange(len(images))}
     x = next(Split(images, labels, moments(part.train_images), torch.device("cpu")).ordered(len(images))).x
     for seed in range(sizes.net_seeds):
         sizes_of: Row = {"train_size": sizes.net[0], "test_size": len(images), "epochs": sizes.net[1]}
@@ -263,7 +265,8 @@ def main() -> None:
         if profile not in PROFILES:
             raise typer.BadParameter(f"{profile!r}: expected one of {', '.join(PROFILES)}", param_hint="--profile")
         torch.set_num_threads(threads)
-        warnings.filterwarnings("ignore", message="EM did not reach")  # recorded: iterations
+        # recorded: iterations
+        warnings.filterwarnings("ignore", message="EM did not reach")
         lines, arrays = analyse(data.load(dataset), profile)
         write_lines(out / f"{dataset}.jsonl", lines)
         write_npz(out / f"{dataset}.npz", {"kind": "mixtures", "data": lines[0]["provenance"]["data"]}, arrays)

@@ -1,8 +1,10 @@
 """Where a context id comes from: the image, the label, the domain, or nothing (controls).
 
-Every source has `fit(images, labels=None)` on the training images, `assign(images, labels=None)` -> (N,) int64 ids in
-[0, num_contexts) on any images, `save(path)`, and `load(path)`; `load_contexts(path)` restores whichever was saved.
-Images are uint8 arrays (N, H, W, C), memory-mapped or not. `cnlib.contexts.quality` says what a grouping is worth.
+Every source has `fit(images, labels=None, domains=None)` on the training images, `assign(images, labels=None,
+domains=None)` -> (N,) int64 ids in [0, num_contexts) on any images, `save(path)`, and `load(path)`;
+`load_contexts(path)` restores whichever was saved. A source reads what it needs of the three and leaves the rest.
+Images are uint8 arrays (N, H, W, C), memory-mapped or not; labels and domains (N,) are as in `cnlib.data.ImageData`.
+`cnlib.contexts.quality` says what a grouping is worth.
 """
 
 from cnlib.contexts.base import Contexts, load_contexts

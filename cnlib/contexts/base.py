@@ -9,8 +9,10 @@ from torch import Tensor
 
 from cnlib.storage import read_npz, write_npz
 
-State = tuple[dict[str, Any], dict[str, np.ndarray]]  # header (JSON), arrays
-KINDS: dict[str, type["Contexts"]] = {}  # every source by the name of its class, for `load_contexts`
+# header (JSON), arrays
+State = tuple[dict[str, Any], dict[str, np.ndarray]]
+# every source by the name of its class, for `load_contexts`
+KINDS: dict[str, type["Contexts"]] = {}
 
 
 def check_images(images: np.ndarray) -> np.ndarray:
@@ -20,11 +22,9 @@ def check_images(images: np.ndarray) -> np.ndarray:
     return images
 
 
-def check_labels(labels: ArrayLike | None, count: int, images: np.ndarray | None, what: str) -> np.ndarray:
-    """Integer labels in [0, count), as many as images (where images are given at all)."""
-    if labels is None:
-        raise ValueError(f"{what} of each sample needed: assign(images, labels)")
-    ids = np.asarray(labels)
+def check_ids(ids: ArrayLike, count: int, images: np.ndarray | None, what: str) -> np.ndarray:
+    """Integers in [0, count), as many as images (where images are given at all); `what` they are, for the errors."""
+    ids = np.asarray(ids)
     if ids.ndim != 1 or ids.dtype.kind not in "iu":
         raise ValueError(f"{what} must be one integer a sample, (N,), got {ids.dtype} {ids.shape}")
     if images is not None and len(images) != len(ids):
@@ -42,10 +42,10 @@ class Contexts:
     def __init_subclass__(cls) -> None:
         KINDS[cls.__name__] = cls
 
-    def fit(self, images: np.ndarray, labels: ArrayLike | None = None) -> Self:
+    def fit(self, images: np.ndarray, labels: ArrayLike | None = None, domains: ArrayLike | None = None) -> Self:
         return self
 
-    def assign(self, images: np.ndarray, labels: ArrayLike | None = None) -> Tensor:
+    def assign(self, images: np.ndarray, labels: ArrayLike | None = None, domains: ArrayLike | None = None) -> Tensor:
         raise NotImplementedError
 
     def state(self) -> State:

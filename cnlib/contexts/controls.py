@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from cnlib.contexts.base import Contexts, State, check_images, kind
+from cnlib.mixture.checks import whole_number
 
 
 class RandomContexts(Contexts):
@@ -17,14 +18,13 @@ class RandomContexts(Contexts):
     batch or process (and equal images share theirs). RandomContexts(1) is the constant context."""
 
     def __init__(self, num_contexts: int, probabilities: Sequence[float] | None = None, seed: int = 0):
-        if num_contexts < 1:
-            raise ValueError(f"num_contexts must be at least 1, got {num_contexts}")
+        num_contexts = whole_number("num_contexts", num_contexts, least=1)
         p = np.full(num_contexts, 1 / num_contexts) if probabilities is None else np.asarray(probabilities, dtype=float)
         if p.shape != (num_contexts,) or not (p >= 0).all() or abs(p.sum() - 1) > 1e-6:
             raise ValueError(f"probabilities must be {num_contexts} numbers >= 0 that sum to 1, got {probabilities}")
-        self.num_contexts, self.probabilities, self.seed = num_contexts, p.tolist(), seed
+        self.num_contexts, self.probabilities, self.seed = num_contexts, p.tolist(), whole_number("seed", seed)
 
-    def assign(self, images: np.ndarray, labels: ArrayLike | None = None) -> Tensor:
+    def assign(self, images: np.ndarray, labels: ArrayLike | None = None, domains: ArrayLike | None = None) -> Tensor:
         key = self.seed.to_bytes(8, "little", signed=True)
         digests = b"".join(hashlib.blake2b(i.tobytes(), digest_size=8, key=key).digest() for i in check_images(images))
         uniform = (np.frombuffer(digests, dtype="<u8") >> np.uint64(11)) * 2.0**-53
@@ -40,14 +40,14 @@ class ShuffledContexts(Contexts):
     image. Assign a whole split at once: the permutation depends on the seed and on how many samples there are."""
 
     def __init__(self, base: Contexts, seed: int = 0):
-        self.base, self.seed, self.num_contexts = base, seed, base.num_contexts
+        self.base, self.seed, self.num_contexts = base, whole_number("seed", seed, least=0), base.num_contexts
 
-    def fit(self, images: np.ndarray, labels: ArrayLike | None = None) -> Self:
-        self.base.fit(images, labels)
+    def fit(self, images: np.ndarray, labels: ArrayLike | None = None, domains: ArrayLike | None = None) -> Self:
+        self.base.fit(images, labels, domains)
         return self
 
-    def assign(self, images: np.ndarray, labels: ArrayLike | None = None) -> Tensor:
-        ids = self.base.assign(images, labels)
+    def assign(self, images: np.ndarray, labels: ArrayLike | None = None, domains: ArrayLike | None = None) -> Tensor:
+        ids = self.base.assign(images, labels, domains)
         return ids[torch.from_numpy(np.random.default_rng(self.seed).permutation(len(ids)))]
 
     def state(self) -> State:

@@ -7,11 +7,11 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from cnlib.contexts.base import Contexts, State, check_labels
+from cnlib.contexts.base import Contexts, State, check_ids
 
 
 class DomainContexts(Contexts):
-    """The domain each sample is known to come from; `labels` are indices into `names`, or names."""
+    """The domain an image is known to come from: `domains` are indices into `names`, or names; labels are not read."""
 
     def __init__(self, names: Sequence[str]):
         self.names = list(names)
@@ -19,14 +19,23 @@ class DomainContexts(Contexts):
         if not self.names or len(set(self.names)) != len(self.names):
             raise ValueError(f"names must be different domains, at least one, got {self.names}")
 
-    def assign(self, images: np.ndarray | None, labels: ArrayLike | None = None) -> Tensor:
-        if labels is not None and np.asarray(labels).dtype.kind in "UO":
+    def assign(
+        self, images: np.ndarray | None, labels: ArrayLike | None = None, domains: ArrayLike | None = None
+    ) -> Tensor:
+        if domains is None:
+            got = "neither labels nor domains" if labels is None else "labels only"
+            raise ValueError(
+                f"the domain of each image is needed, got {got}: assign(images, domains=...), with the domains of a "
+                "data set that has some, such as load('cifar100+mnist')"
+            )
+        ids = np.asarray(domains)
+        if ids.dtype.kind in "UO":
             index = {name: i for i, name in enumerate(self.names)}
-            unknown = sorted({str(name) for name in np.asarray(labels).flat} - set(index))
+            unknown = sorted({str(name) for name in ids.flat} - set(index))
             if unknown:
                 raise ValueError(f"unknown domain(s) {unknown}, expected some of {self.names}")
-            labels = np.array([index[str(name)] for name in np.asarray(labels).flat], dtype=np.int64)
-        return torch.from_numpy(check_labels(labels, self.num_contexts, images, "domains"))
+            ids = np.array([index[str(name)] for name in ids.flat], dtype=np.int64).reshape(ids.shape)
+        return torch.from_numpy(check_ids(ids, self.num_contexts, images, "domains"))
 
     def state(self) -> State:
         return {"names": self.names}, {}

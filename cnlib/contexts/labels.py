@@ -7,7 +7,7 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from cnlib.contexts.base import Contexts, State, check_labels
+from cnlib.contexts.base import Contexts, State, check_ids
 
 # Superclass of each of the 100 fine classes of CIFAR-100, both in the data set's own (alphabetical) order.
 # fmt: off
@@ -28,12 +28,21 @@ class SuperclassContexts(Contexts):
     """
 
     def __init__(self, fine_to_coarse: Sequence[int] = CIFAR100_FINE_TO_COARSE):
-        self.fine_to_coarse = np.asarray(fine_to_coarse, dtype=np.int64)
+        table = np.asarray(fine_to_coarse)
+        if table.ndim != 1 or table.dtype.kind not in "iu" or not table.size or table.min() < 0:
+            raise ValueError(
+                f"fine_to_coarse must be one whole number >= 0 for each class, at least one, got {fine_to_coarse!r}"
+            )
+        self.fine_to_coarse = table.astype(np.int64)
         self.num_contexts = int(self.fine_to_coarse.max()) + 1
 
-    def assign(self, images: np.ndarray | None, labels: ArrayLike | None = None) -> Tensor:
+    def assign(
+        self, images: np.ndarray | None, labels: ArrayLike | None = None, domains: ArrayLike | None = None
+    ) -> Tensor:
+        if labels is None:
+            raise ValueError("the class label of each image is needed, got none: assign(images, labels)")
         return torch.from_numpy(
-            self.fine_to_coarse[check_labels(labels, len(self.fine_to_coarse), images, "class labels")]
+            self.fine_to_coarse[check_ids(labels, len(self.fine_to_coarse), images, "class labels")]
         )
 
     def state(self) -> State:

@@ -7,12 +7,13 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from cnlib.contexts.base import Contexts, State, check_images
+from cnlib.mixture.checks import whole_number
 from cnlib.mixture.gaussian import GaussianMixture
-from cnlib.mixture.kmeans import Samples, principal_axes
+from cnlib.mixture.samples import Samples, principal_axes
 
 
 class GMMContexts(Contexts):
-    """Components of a Gaussian mixture fitted on the training images, applied unchanged to others.
+    """Components of a Gaussian mixture fitted on the training images, applied unchanged to others. `gmm` is it.
 
     Args:
         num_contexts: K, 3 in both papers. Ids go by decreasing weight: 0 is the largest component.
@@ -42,25 +43,27 @@ class GMMContexts(Contexts):
     ):
         if features not in ("pixels", "color"):
             raise ValueError(f"features must be 'pixels' or 'color', got {features!r}")
-        if pca is not None and pca < 1:
-            raise ValueError(f"pca must be None or at least 1, got {pca}")
-        self.num_contexts, self.features, self.pca, self.device = num_contexts, features, pca, device
-        self.tol = tol
-        self.gmm = GaussianMixture(
-            num_contexts,
-            covariance,
-            seed=seed,
-            n_init=n_init,
-            max_iter=max_iter,
-            tol=tol,
-            reg_covar=reg_covar,
-            init="k-means",
-            device=device,
-        )
+        self.num_contexts = whole_number("num_contexts", num_contexts, least=1)
+        self.pca = None if pca is None else whole_number("pca", pca, least=1)
+        self.features, self.tol, self.device = features, tol, device
+        self.options: dict[str, Any] = {
+            "covariance": covariance,
+            "seed": seed,
+            "n_init": n_init,
+            "max_iter": max_iter,
+            "reg_covar": reg_covar,
+        }
+        # checks the options; `fit` makes another when it knows how many features there are
+        self.gmm = self._mixture(num_features=1)
         self.image_shape: tuple[int, ...] | None = None
-        self.projection: tuple[np.ndarray, np.ndarray] | None = None  # mean (D,), axes (D, pca)
+        # mean (D,) and axes (D, pca)
+        self.projection: tuple[np.ndarray, np.ndarray] | None = None
 
-    def fit(self, images: np.ndarray, labels: ArrayLike | None = None) -> Self:
+    def _mixture(self, num_features: int) -> GaussianMixture:
+        tol = self.tol * num_features
+        return GaussianMixture(self.num_contexts, tol=tol, init="k-means", device=self.device, **self.options)
+
+    def fit(self, images: np.ndarray, labels: ArrayLike | None = None, domains: ArrayLike | None = None) -> Self:
         self.image_shape = check_images(images).shape[1:]
         self.projection = None
         x = self.features_of(images)
@@ -70,8 +73,7 @@ class GMMContexts(Contexts):
             mean, axes = principal_axes(Samples(x, self.device, None), self.pca, self.gmm.seed)
             self.projection = mean.cpu().numpy(), axes.cpu().numpy()
             x = self.features_of(images)
-        self.gmm.tol = self.tol * x.shape[1]
-        self.gmm.fit(x)
+        self.gmm = self._mixture(x.shape[1]).fit(x)
         order = self.gmm.weights_.argsort(descending=True, stable=True)
         self.gmm.weights_, self.gmm.means_ = self.gmm.weights_[order], self.gmm.means_[order]
         if self.gmm.covariance != "tied":
@@ -97,7 +99,7 @@ class GMMContexts(Contexts):
             blocks.append(block.astype(np.float32))
         return np.concatenate(blocks)
 
-    def assign(self, images: np.ndarray, labels: ArrayLike | None = None) -> Tensor:
+    def assign(self, images: np.ndarray, labels: ArrayLike | None = None, domains: ArrayLike | None = None) -> Tensor:
         return self.gmm.predict(self.features_of(images))
 
     def responsibilities(self, images: np.ndarray) -> Tensor:
@@ -115,10 +117,12 @@ class GMMContexts(Contexts):
 
     @classmethod
     def restore(cls, header: dict[str, Any], arrays: dict[str, np.ndarray]) -> Self:
-        gmm = header["gmm"]
-        contexts = cls(gmm["num_components"], gmm["covariance"], header["features"], header["pca"], tol=header["tol"])
+        gmm = GaussianMixture.from_state(header["gmm"], arrays)
+        options = {name: getattr(gmm, name) for name in ("covariance", "seed", "n_init", "max_iter", "reg_covar")}
+        own = {name: header[name] for name in ("features", "pca", "tol")}
+        contexts = cls(gmm.num_components, **own, **options)
+        contexts.gmm = gmm
         if contexts.pca is not None:
-            contexts.projection = arrays.pop("mean"), arrays.pop("axes")
-        contexts.gmm = GaussianMixture.from_state(gmm, arrays)
+            contexts.projection = arrays["mean"], arrays["axes"]
         contexts.image_shape = tuple(header["image_shape"])
         return contexts

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 
-def statistics(images: np.ndarray) -> dict[str, np.ndarray]:
+def image_statistics(images: np.ndarray) -> dict[str, np.ndarray]:
     """Four numbers of each image (N, H, W, C), in gray levels of 0 to 255: brightness (mean), contrast (standard
     deviation over positions), detail (mean absolute difference of neighbors), warmth (first minus last channel)."""
     values = images.astype(np.float32)
@@ -47,24 +47,25 @@ def matched(ids: np.ndarray, others: np.ndarray, k: int) -> tuple[float, np.ndar
     """Largest share of samples on which two assignments agree after renaming `others`, and the renamed `others`."""
     from scipy.optimize import linear_sum_assignment
 
-    rows, columns = linear_sum_assignment(-table(ids, others, k, k))
+    rows, columns = linear_sum_assignment(-contingency(ids, others, k, k))
     names = np.empty(k, dtype=np.int64)
     names[columns] = rows
     return float((ids == names[others]).mean()), names[others]
 
 
-def table(ids: np.ndarray, others: np.ndarray, k: int, c: int) -> np.ndarray:
+def contingency(ids: np.ndarray, others: np.ndarray, k: int, c: int) -> np.ndarray:
     """Counts (k, c) of each pair."""
     return np.bincount(ids * c + others, minlength=k * c).reshape(k, c)
 
 
 def spectrum(images: np.ndarray) -> np.ndarray:
-    """Mean power of the gray image at each spatial frequency of 1 to H / 2 cycles an image, (H // 2,)."""
+    """Mean power of the gray image at each spatial frequency of 1 to H / 2 cycles in the height of an image, (H // 2,);
+    a cycle of the same length in pixels is the same frequency along rows and columns."""
     gray = images.astype(np.float32).mean(3)
     height, width = gray.shape[1:]
     power = np.abs(np.fft.fft2(gray - gray.mean((1, 2), keepdims=True))) ** 2 / (height * width) ** 2
-    radius = np.hypot(*np.meshgrid(np.fft.fftfreq(height) * height, np.fft.fftfreq(width) * width, indexing="ij"))
-    rings = np.rint(radius).astype(int)
+    per_pixel = np.hypot(*np.meshgrid(np.fft.fftfreq(height), np.fft.fftfreq(width), indexing="ij"))
+    rings = np.rint(per_pixel * height).astype(int)
     mean = power.mean(0)
     return np.array([mean[rings == r].mean() for r in range(1, height // 2 + 1)])
 
@@ -74,11 +75,15 @@ def shares(ids: np.ndarray, k: int) -> list[float]:
     return (np.bincount(ids, minlength=k) / len(ids)).round(5).tolist()
 
 
-def small(images: np.ndarray) -> np.ndarray:
-    """Each image as its means over patches, 8 by 8 of them: features for trees."""
-    n, height, width, channels = images.shape
-    patches = images.reshape(n, 8, height // 8, 8, width // 8, channels)
-    return patches.mean((2, 4), dtype=np.float32).reshape(n, -1)
+def patch_means(images: np.ndarray) -> np.ndarray:
+    """Each image (H, W, C) as its means over patches, 8 by 8 of them (fewer where it has fewer pixels): features for
+    trees, (N, 64 C). Patches differ by a pixel where 8 does not divide the size."""
+    totals, areas = images, np.ones(())
+    for axis, size in ((1, images.shape[1]), (2, images.shape[2])):
+        edges = np.linspace(0, size, min(8, size) + 1).astype(int)
+        totals = np.add.reduceat(totals, edges[:-1], axis=axis, dtype=np.float32)
+        areas = np.multiply.outer(areas, np.diff(edges))
+    return (totals / areas[..., None].astype(np.float32)).reshape(len(images), -1)
 
 
 def audit(x: np.ndarray, ids: np.ndarray, x_new: np.ndarray, ids_new: np.ndarray) -> dict[str, float]:

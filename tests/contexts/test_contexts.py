@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,9 @@ from cnlib.contexts import (
     SuperclassContexts,
     load_contexts,
 )
-from cnlib.mixture.kmeans import Samples, principal_axes
+from cnlib.contexts.quality import between_share, image_statistics
+from cnlib.data import EMBEDDED, load
+from cnlib.mixture.samples import Samples, principal_axes
 
 
 def pictures(n: int = 120, seed: int = 0) -> np.ndarray:
@@ -44,23 +47,25 @@ SOURCES: dict[str, Callable[[], Contexts]] = {
     "domain": lambda: DomainContexts(["day", "night", "dusk"]),
     "random": lambda: RandomContexts(4, [0.1, 0.2, 0.3, 0.4], seed=-3),
     "shuffled gmm": lambda: ShuffledContexts(GMMContexts(3, pca=2).fit(pictures()), seed=5),
+    "shuffled domain": lambda: ShuffledContexts(DomainContexts(["day", "night"]), seed=np.int64(3)),
     "shuffled twice": lambda: ShuffledContexts(ShuffledContexts(SuperclassContexts(), seed=1), seed=2),
 }
-LABELS = {"superclass": np.arange(120) % 100, "shuffled twice": np.arange(120) % 100, "domain": np.arange(120) % 3}
+LABELS = {"superclass": np.arange(120) % 100, "shuffled twice": np.arange(120) % 100}
+DOMAINS = {"domain": np.arange(120) % 3, "shuffled domain": np.arange(120) % 2}
 
 
 @pytest.mark.parametrize("name", SOURCES)
 def test_ids_and_save_and_load(name: str, tmp_path: Path) -> None:
-    source, images, labels = SOURCES[name](), pictures(seed=9), LABELS.get(name)
-    assert source.fit(pictures(), labels) is source
-    ids = source.assign(images, labels)
+    source, images, labels, domains = SOURCES[name](), pictures(seed=9), LABELS.get(name), DOMAINS.get(name)
+    assert source.fit(pictures(), labels, domains) is source
+    ids = source.assign(images, labels, domains)
     assert ids.dtype == torch.int64 and ids.shape == (120,)
     assert int(ids.min()) >= 0 and int(ids.max()) < source.num_contexts
     source.save(tmp_path / "contexts")
     assert os.listdir(tmp_path) == ["contexts"]
     for restored in (load_contexts(tmp_path / "contexts"), type(source).load(tmp_path / "contexts")):
         assert type(restored) is type(source) and restored.num_contexts == source.num_contexts
-        assert torch.equal(restored.assign(images, labels), ids)
+        assert torch.equal(restored.assign(images, labels, domains), ids)
         if isinstance(source, GMMContexts) and isinstance(restored, GMMContexts):
             assert torch.equal(restored.responsibilities(images), source.responsibilities(images))
     with np.load(tmp_path / "contexts", allow_pickle=False) as file:
@@ -135,13 +140,69 @@ def test_superclasses_agree_with_the_cached_data() -> None:
 def test_domains_by_index_and_by_name() -> None:
     source = DomainContexts(["mnist", "svhn"])
     expected = [1, 0, 1]
-    for labels in (["svhn", "mnist", "svhn"], np.array(["svhn", "mnist", "svhn"]), [1, 0, 1], torch.tensor([1, 0, 1])):
-        assert source.assign(pictures(3), labels).tolist() == expected
+    named = ["svhn", "mnist", "svhn"]
+    for domains in (named, np.array(named), [1, 0, 1], torch.tensor([1, 0, 1]), np.array([1, 0, 1], np.uint8)):
+        assert source.assign(pictures(3), domains=domains).tolist() == expected
+        assert source.assign(pictures(3), [5, 6, 7], domains).tolist() == expected
     with pytest.raises(ValueError, match=r"unknown domain\(s\) \['usps'\]"):
-        source.assign(pictures(2), ["mnist", "usps"])
+        source.assign(pictures(2), domains=["mnist", "usps"])
+    for domains, message in (
+        ([0, 2], r"in \[0, 2\), got 0 to 2"),
+        ([0], "1 given for 2 images"),
+        ([[0], [1]], "one integer a sample"),
+        ([["mnist"], ["svhn"]], "one integer a sample"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            source.assign(pictures(2), domains=domains)
     for names in ([], ["a", "a"]):
         with pytest.raises(ValueError, match="different domains"):
             DomainContexts(names)
+
+
+def test_labels_are_no_domains() -> None:
+    source = DomainContexts(["mnist", "svhn"])
+    with pytest.raises(ValueError, match=r"needed, got labels only: assign\(images, domains=\.\.\.\)"):
+        source.assign(pictures(2), [0, 1])
+    with pytest.raises(ValueError, match="needed, got neither labels nor domains"):
+        source.assign(pictures(2))
+    with pytest.raises(ValueError, match="got labels only"):
+        ShuffledContexts(source).assign(pictures(2), [0, 1])
+
+
+def test_domains_of_a_blend_are_contexts(monkeypatch: pytest.MonkeyPatch) -> None:
+    digits = EMBEDDED["digits"]()
+    monkeypatch.setitem(EMBEDDED, "inverted", lambda: replace(digits, train_images=255 - digits.train_images))
+    data = load("digits+inverted")
+    source = DomainContexts(data.domains).fit(data.train_images, data.train_labels, data.train_domains)
+    assert source.assign(data.test_images, data.test_labels, data.test_domains).bincount().tolist() == [355, 355]
+    brightness = image_statistics(data.train_images)["brightness"]
+    ids = source.assign(data.train_images, domains=data.train_domains)
+    assert between_share(brightness, ids.numpy())[0] > 0.9
+
+
+def test_superclasses_of_other_classes_are_checked() -> None:
+    assert SuperclassContexts(np.array([0, 2, 1], np.uint8)).num_contexts == 3
+    for table in ([], [0.0, 1.0], [0, -1], [[0, 1]], ["a", "b"], None):
+        with pytest.raises(ValueError, match="fine_to_coarse must be one whole number >= 0 for each class"):
+            SuperclassContexts(table)  # type: ignore[arg-type]
+
+
+def test_numpy_integers_are_seeds_and_counts(tmp_path: Path) -> None:
+    images = pictures(30)
+    for make in (
+        lambda kind: RandomContexts(kind(3), seed=kind(2)),
+        lambda kind: ShuffledContexts(RandomContexts(kind(3)), seed=kind(2)),
+        lambda kind: GMMContexts(kind(2), pca=kind(3), seed=kind(2), n_init=kind(2), max_iter=kind(50)),
+    ):
+        ours, plain = make(np.int64).fit(images), make(int).fit(images)
+        assert torch.equal(ours.assign(images), plain.assign(images))
+        ours.save(tmp_path / "contexts.npz")
+        assert torch.equal(load_contexts(tmp_path / "contexts.npz").assign(images), plain.assign(images))
+    for call in (lambda: RandomContexts(2.0), lambda: RandomContexts(2, seed=0.5), lambda: GMMContexts(2, pca=2.0)):
+        with pytest.raises(TypeError, match="must be a whole number, got"):
+            call()
+    with pytest.raises(ValueError, match="seed must be at least 0, got -1"):
+        ShuffledContexts(RandomContexts(2), seed=-1)
 
 
 def test_random_stays_with_the_image() -> None:
@@ -201,7 +262,7 @@ def test_images_must_be_uint8_arrays(images: np.ndarray) -> None:
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
-        (None, "class labels of each sample needed"),
+        (None, "the class label of each image is needed"),
         ([0, 1], "2 given for 3 images"),
         ([0, 1, 100], r"in \[0, 100\), got 0 to 100"),
         ([-1, 0, 1], r"in \[0, 100\), got -1 to 1"),
@@ -214,6 +275,18 @@ def test_labels_are_checked(labels: list | None, message: str) -> None:
         SuperclassContexts().assign(pictures(3), labels)
 
 
+def test_a_restored_source_fits_as_the_saved_one_does(tmp_path: Path) -> None:
+    source = GMMContexts(3, "tied", pca=3, seed=2, n_init=2, max_iter=40, tol=1e-4, reg_covar=0.5).fit(pictures())
+    source.save(tmp_path / "contexts.npz")
+    other = pictures(90, seed=5)
+    again = GMMContexts.load(tmp_path / "contexts.npz")
+    assert again.gmm.tol == source.gmm.tol == 1e-4 * 3
+    again.fit(other)
+    source.fit(other)
+    assert again.gmm.lower_bounds_ == source.gmm.lower_bounds_
+    assert (again.gmm.n_init, again.gmm.max_iter, again.gmm.reg_covar, again.gmm.seed) == (2, 40, 0.5, 2)
+
+
 def test_gmm_misuse() -> None:
     for method in (GMMContexts().assign, GMMContexts().responsibilities, ShuffledContexts(GMMContexts()).assign):
         with pytest.raises(RuntimeError, match="not fitted"):
@@ -224,7 +297,7 @@ def test_gmm_misuse() -> None:
         GMMContexts(2).fit(pictures()).assign(pictures()[:, :4])
     with pytest.raises(ValueError, match="features must be"):
         GMMContexts(features="shape")
-    with pytest.raises(ValueError, match="pca must be"):
+    with pytest.raises(ValueError, match="pca must be at least 1"):
         GMMContexts(pca=0)
     with pytest.raises(ValueError, match="pca=91 is more than"):
         GMMContexts(pca=91).fit(pictures())

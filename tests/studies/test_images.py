@@ -25,8 +25,10 @@ def test_share_between_contexts_is_the_law_of_total_variance():
     within = sum((ids == r).mean() * values[ids == r].var((0, 2, 3)) for r in range(3))
     np.testing.assert_allclose(quality.between_share(values, ids), 1 - within / values.var((0, 2, 3)))
     assert quality.between_share(values, ids)[0] > 0.6 and quality.between_share(values, np.zeros(60, int)).max() == 0
-    assert quality.between_share(np.arange(5.0), np.arange(5)) == 1  # every value its own group
-    assert quality.between_share(np.ones(5), np.arange(5)) == 0  # nothing to explain
+    # every value its own group
+    assert quality.between_share(np.arange(5.0), np.arange(5)) == 1
+    # nothing to explain
+    assert quality.between_share(np.ones(5), np.arange(5)) == 0
     with pytest.raises(ValueError, match="one id for each of 60"):
         quality.between_share(values, ids[:10])
 
@@ -35,7 +37,7 @@ def test_mutual_information_is_scikit_learns_in_bits():
     from sklearn.metrics import mutual_info_score
 
     a, b = draw().integers(3, size=500), draw().integers(7, size=500)
-    counts = quality.table(a, b, 3, 7)
+    counts = quality.contingency(a, b, 3, 7)
     assert counts.sum() == 500 and counts[2, 4] == ((a == 2) & (b == 4)).sum()
     assert quality.mutual_information(counts) == pytest.approx(mutual_info_score(a, b) / np.log(2))
     assert quality.mutual_information(np.eye(8)) == pytest.approx(3)
@@ -50,10 +52,11 @@ def test_matching_undoes_a_renaming():
 
 def test_statistics_and_spectrum_of_known_images():
     rows = np.arange(32)
-    wave = 100 + 50 * np.cos(2 * np.pi * 4 * rows / 32)  # 4 cycles an image
+    # 4 cycles an image
+    wave = 100 + 50 * np.cos(2 * np.pi * 4 * rows / 32)
     images = np.broadcast_to(wave[:, None, None], (32, 32, 3))[None].repeat(2, 0).copy()
     images[..., 2] -= 20
-    found = quality.statistics(images)
+    found = quality.image_statistics(images)
     np.testing.assert_allclose(found["brightness"], 100 - 20 / 3, rtol=1e-5)
     np.testing.assert_allclose(found["contrast"], 50 / 2**0.5, rtol=1e-5)
     np.testing.assert_allclose(found["warmth"], 20, rtol=1e-5)
@@ -62,10 +65,26 @@ def test_statistics_and_spectrum_of_known_images():
     assert len(power) == 16 and power.argmax() == 3 and power[3] > 1e6 * np.delete(power, 3).max()
 
 
+def test_patches_and_spectrum_of_images_that_are_not_square():
+    images = draw().integers(0, 256, (5, 16, 24, 3), dtype=np.uint8)
+    expected = images.reshape(5, 8, 2, 8, 3, 3).mean((2, 4)).reshape(5, -1)
+    np.testing.assert_allclose(quality.patch_means(images), expected, rtol=1e-6)
+    # 8 does not divide 12 and 20: patches of one or two rows, two or three columns, that cover every pixel once
+    odd = quality.patch_means(images[:, :12, :20]).reshape(5, 8, 8, 3)
+    np.testing.assert_allclose(odd[:, 0, 0], images[:, :1, :2].mean((1, 2)), rtol=1e-6)
+    np.testing.assert_allclose(odd[:, 7, 7], images[:, 10:12, 17:20].mean((1, 2)), rtol=1e-6)
+    np.testing.assert_allclose(quality.patch_means(images[:, :4, :6]), images[:, :4, :6].reshape(5, -1))
+    # a wave of 8 pixels is the same frequency along rows and along columns
+    wave = 100 + 50 * np.cos(2 * np.pi * np.arange(48) / 8)
+    for gray in (np.tile(wave[:32, None], (1, 48)), np.tile(wave, (32, 1))):
+        power = quality.spectrum(gray[None, :, :, None])
+        assert len(power) == 16 and power.argmax() == 3
+
+
 def test_audit_tells_ids_that_come_from_the_images_from_ids_that_do_not():
     digits = data.load("digits")
     ids = contexts.GMMContexts(3).fit(digits.train_images).assign(digits.train_images).numpy()
-    x = quality.small(digits.train_images)
+    x = quality.patch_means(digits.train_images)
     right = quality.audit(x[::2], ids[::2], x[1::2], ids[1::2])
     shuffled = draw().permutation(ids)
     wrong = quality.audit(x[::2], shuffled[::2], x[1::2], shuffled[1::2])
