@@ -91,10 +91,10 @@ def _stratified(labels: np.ndarray, domains: np.ndarray | None, size: int | None
         return slice(None)
     if not 0 < size <= len(labels):
         raise ValueError(f"{what}={size}: expected 1 to {len(labels)}, or None for all")
-    position = _positions(labels)
+    position = _positions(labels if domains is None else domains * (labels.max() + 1) + labels)
     if domains is not None:
-        # not over all (domain, label) pairs at once: a subset smaller than one image a pair would be of the domain
-        # with the larger classes alone
+        # In the order of these positions within each domain, and not across domains: a subset smaller than one image a
+        # pair of domain and label would be of the domain with the larger classes alone.
         in_turn = np.argsort(position, kind="stable")
         position[in_turn] = _positions(domains[in_turn])
     return np.sort(np.argsort(position, kind="stable")[:size])

@@ -38,7 +38,8 @@ def test_digits_need_no_network_and_split_is_stratified():
     share = np.bincount(data.test_labels) / np.bincount(np.concatenate([data.train_labels, data.test_labels]))
     assert np.all(np.abs(share - 0.2) < 0.01)
     whole = np.concatenate([data.train_images, data.test_images]).astype(float)
-    assert np.isclose(whole.mean() * 16 / 255, 4.884, atol=0.01)  # the known mean grey level of the set
+    # the known mean grey level of the set
+    assert np.isclose(whole.mean() * 16 / 255, 4.884, atol=0.01)
 
 
 def test_digits_without_scikit_learn(monkeypatch):
@@ -58,7 +59,8 @@ def test_a_written_folder_loads_verifies_and_is_memory_mapped(home):
     assert data.test_labels.dtype == np.int64
     assert set(cnlib.data.verify("mine")) == {f"{key}.npy" for key in given}
     assert "mine" in cnlib.data.names()
-    assert [p.name for p in home.iterdir()] == ["mine"]  # no temporary folder stays
+    # no temporary folder stays
+    assert [p.name for p in home.iterdir()] == ["mine"]
 
 
 def test_checksum_sees_every_array():
@@ -181,7 +183,8 @@ def test_download_converts_and_keeps(home, monkeypatch):
     assert data.classes[0] == "airplane" and data.train_images.shape == (30, 32, 32, 3)
     assert cnlib.data.verify("cifar10")
     cnlib.data.load("cifar10")
-    assert calls == [True, False]  # the second load came from disk
+    # the second load came from disk
+    assert calls == [True, False]
 
 
 def test_svhn_is_put_channels_last(home, monkeypatch):
@@ -231,7 +234,8 @@ def test_tiny_imagenet_archive(tmp_path):
 
     def jpeg(value):
         buffer = io.BytesIO()
-        image.fromarray(np.full((64, 64), value, np.uint8)).save(buffer, "JPEG")  # grey: converted to three channels
+        # grey: converted to three channels
+        image.fromarray(np.full((64, 64), value, np.uint8)).save(buffer, "JPEG")
         return buffer.getvalue()
 
     top = "tiny-imagenet-200"

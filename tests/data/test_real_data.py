@@ -5,7 +5,8 @@ import pytest
 
 import cnlib.data
 
-FACTS = {  # name: train, test, images of one class in train (None: not equal), classes
+# name: train, test, images of one class in train (None: not equal), classes
+FACTS = {
     "cifar10": (50_000, 10_000, 5_000, 10),
     "cifar100": (50_000, 10_000, 500, 100),
     "mnist": (60_000, 10_000, None, 10),
@@ -44,3 +45,14 @@ def test_cifar10_channel_statistics():
 def test_mnist_statistics():
     images = present("mnist").train_images
     assert abs(images.mean() / 255 - 0.1307) < 5e-4
+
+
+def test_mnist_in_a_blend():
+    present("mnist")
+    present("cifar100")
+    data = cnlib.data.load("cifar100+mnist")
+    assert data.train_images.shape == (110_000, 32, 32, 3) and len(data.classes) == 110
+    digits = data.train_images[data.train_domains == 1]
+    # enlarging keeps the mean; it smooths, so that the deviation of 0.308 falls
+    assert abs(digits.mean() / 255 - 0.1309) < 2e-4 and abs(digits[:10_000].std() / 255 - 0.290) < 2e-3
+    assert set(np.unique(data.test_labels[data.test_domains == 1])) == set(range(100, 110))
