@@ -102,24 +102,32 @@ def paired(
     runs: Sequence[Run],
     first: str,
     second: str,
-    metric: str,
+    metric: str | tuple[str, str],
     epoch: int | None = None,
     best: bool = False,
     last: int = 1,
 ) -> Interval:
     """Mean and interval of (first - second) over the seeds both methods have; epoch, best and last as in `final`.
 
+    metric: of both, or a pair, first's and second's. So two readings of the same networks are compared, CN+ with CN:
+    ``paired(runs, "cn", "cn", ("test_plus_accuracy", "test_accuracy"))``.
+
     Equal seeds share the initial weights and the order of the images. What these have in common cancels; in a network
     that soon forgets them, pairing gains little. The interval covers seeds only, not other training or test images.
     """
-    values = _values([run for run in runs if run.config.method in (first, second)], metric, epoch, best, last)
-    if missing := {first, second} - set(values):
-        known = ", ".join(dict.fromkeys(run.config.method for run in runs))
-        raise ValueError(f"no runs of {', '.join(sorted(missing))}: there are {known}")
-    seeds = sorted(set(values[first]) & set(values[second]))
+    metrics = (metric, metric) if isinstance(metric, str) else metric
+    values = []
+    for method, name in zip((first, second), metrics, strict=True):
+        found = _values([run for run in runs if run.config.method == method], name, epoch, best, last)
+        if not found:
+            known = ", ".join(dict.fromkeys(run.config.method for run in runs)) or "none"
+            raise ValueError(f"no runs of {method}: there are {known}")
+        values.append(found[method])
+    ours, theirs = values
+    seeds = sorted(ours.keys() & theirs.keys())
     if not seeds:
         raise ValueError(f"{first} and {second} have no seed in common")
-    return interval([values[first][seed] - values[second][seed] for seed in seeds])
+    return interval([ours[seed] - theirs[seed] for seed in seeds])
 
 
 @dataclass(frozen=True)
@@ -139,6 +147,8 @@ class Difference:
         return f"{format(self.best, spec)} and {format(self.late, spec)}"
 
 
-def difference(runs: Sequence[Run], first: str, second: str, metric: str = "test_accuracy") -> Difference:
-    """(first - second), paired over the seeds both methods have."""
+def difference(
+    runs: Sequence[Run], first: str, second: str, metric: str | tuple[str, str] = "test_accuracy"
+) -> Difference:
+    """(first - second), paired over the seeds both methods have; metric: of both, or a pair, as in `paired`."""
     return Difference(paired(runs, first, second, metric, best=True), paired(runs, first, second, metric, last=LATE))

@@ -85,3 +85,21 @@ def test_pairing_uses_equal_seeds_only():
         results.paired(runs, "mn", "bn", "test_accuracy")
     with pytest.raises(ValueError, match="no seed in common"):
         results.paired([run("cn", 0), run("bn", 1)], "cn", "bn", "test_accuracy")
+
+
+def test_two_readings_of_the_same_networks_are_compared():
+    runs = [run("bn"), *(run("cn", s, (0.2, a, a)) for s, a in enumerate((0.6, 0.3, 0.8)))]
+    for cn, plus in zip(runs[1:], (0.3, 0.1, 0.2), strict=True):
+        cn.epochs["test_plus_accuracy"] = np.array([0.5, plus, plus])
+    pair = ("test_plus_accuracy", "test_accuracy")
+    found = results.paired(runs, "cn", "cn", pair)
+    expected = results.interval([-0.3, -0.2, -0.6])
+    np.testing.assert_allclose([found.mean, found.half, found.n], [expected.mean, expected.half, 3])
+    assert results.paired(runs, "cn", "cn", pair[::-1]).mean == pytest.approx(-found.mean)
+    # the second reading holds for the second method alone: BN has no CN+
+    assert results.paired(runs, "cn", "bn", pair).mean == pytest.approx(0.3 - 0.4)
+    with pytest.raises(ValueError, match="bn-s0 records no 'test_plus_accuracy'"):
+        results.paired(runs, "cn", "bn", pair[::-1])
+    both = results.difference(runs, "cn", "cn", pair)
+    assert both.best.mean == pytest.approx(0.5 - (0.6 + 0.3 + 0.8) / 3)
+    assert both.late.mean == pytest.approx((0.5 - 0.2) / 3 + 2 / 3 * found.mean)
