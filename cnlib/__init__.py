@@ -14,7 +14,10 @@ from cnlib.norm import (
     InstanceNorm,
     LayerNorm,
     MixtureNorm,
+    RMSNorm,
     convert,
+    frozen,
+    reestimate,
     synchronize,
     use_context,
 )
@@ -29,8 +32,11 @@ __all__ = [
     "InstanceNorm",
     "LayerNorm",
     "MixtureNorm",
+    "RMSNorm",
     "convert",
+    "frozen",
     "functional",
+    "reestimate",
     "synchronize",
     "use_context",
 ]

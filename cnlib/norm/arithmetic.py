@@ -1,7 +1,7 @@
 """Arithmetic all layers share: wide enough types, and no temporary the size of x where one can be overwritten.
 
-On a CPU a fresh tensor the size of x costs more than a pass over it. So the first argument of ``affine``,
-``product`` and ``add_product`` belongs to the call: it is overwritten, unless autograd is to differentiate through.
+On a CPU a fresh tensor the size of x costs more than a pass over it. So functions whose name ends in an underscore
+overwrite their first argument, as torch's do, unless autograd is to differentiate through: use what they return.
 """
 
 from __future__ import annotations
@@ -27,6 +27,16 @@ def narrow(y: Tensor, dtype: torch.dtype) -> Tensor:
     return y if y.dtype == dtype else y.to(dtype)
 
 
+def channelwise(values: Tensor | None, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor | None:
+    """One value a channel, (C,), cast and viewed so that it broadcasts: (1, C, 1, 1), say. None stays None."""
+    return None if values is None else values.to(dtype).view(shape)
+
+
+def unbiased(var: Tensor, count: Tensor) -> Tensor:
+    """The unbiased variance of ``count`` values from their biased one; below two values it stays as it is."""
+    return var * torch.where(count > 1.5, count / (count - 1).clamp_min(0.5), 1.0)
+
+
 def flatten(x: Tensor) -> Tensor:
     """(N, C) or (N, C, *) as (N, C, L); -1 cannot say this of an empty batch."""
     return x.reshape(x.shape[0], x.shape[1], x.shape[2:].numel())
@@ -42,18 +52,18 @@ def _keep(*tensors: Tensor) -> bool:
     return torch.compiler.is_compiling() or (torch.is_grad_enabled() and any(t.requires_grad for t in tensors))
 
 
-def affine(x: Tensor, scale: Tensor, shift: Tensor | None = None) -> Tensor:
+def affine_(x: Tensor, scale: Tensor, shift: Tensor | None = None) -> Tensor:
     """x * scale + shift."""
     if shift is None:
-        return product(x, scale)
+        return product_(x, scale)
     return x * scale + shift if _keep(x, scale, shift) else x.mul_(scale).add_(shift)
 
 
-def product(x: Tensor, y: Tensor) -> Tensor:
+def product_(x: Tensor, y: Tensor) -> Tensor:
     """x * y."""
     return x * y if _keep(x, y) else x.mul_(y)
 
 
-def add_product(x: Tensor, a: Tensor, b: Tensor) -> Tensor:
+def add_product_(x: Tensor, a: Tensor, b: Tensor) -> Tensor:
     """x + a * b."""
     return torch.addcmul(x, a, b) if _keep(x, a, b) else x.addcmul_(a, b)

@@ -5,13 +5,14 @@ Seeds: eq. (1)-(2) of the French CN paper, eq. (1)-(4) of the ICDM paper. Chapte
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from cnlib.norm.arithmetic import add_product, affine, narrow, wide_type, widen
-from cnlib.norm.checks import check_gradient, check_input, check_positive
+from cnlib.norm.arithmetic import add_product_, affine_, channelwise, narrow, wide_type, widen
+from cnlib.norm.checks import check_gradient, check_input
+from cnlib.norm.layer import Norm
 from cnlib.norm.processes import group_of, pool, total
 
 if TYPE_CHECKING:
@@ -22,50 +23,80 @@ if TYPE_CHECKING:
 BATCH = (0, 2, 3)
 SAMPLE = (2, 3)
 
+Count = Tensor | int
 
-def standardize(
+
+def moments(x: Tensor, axes: tuple[int, ...], group: ProcessGroup | None = None) -> tuple[Tensor, Tensor, Count]:
+    """Mean and biased variance of x over ``axes``, and the number m of values each is taken over.
+
+    x: (N, G, D, L); axes: ``BATCH`` or ``SAMPLE``. Mean and variance are float32 at least, with size 1 on these axes.
+    group: B_i also runs over the samples these processes hold, and m counts them too.
+    """
+    mean, var, m, _ = _center(x, axes)
+    return _over_processes(mean, var, m, group)
+
+
+def standardize(x: Tensor, mean: Tensor, var: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
+    """(x - mean) / sqrt(var + eps) * weight + bias, in the type of x.
+
+    x: (N, G, D, L); mean, var: as ``moments`` gives them; weight, bias: (1, G, D, 1) or None.
+    """
+    return narrow(affine_(widen(x) - mean, _scale(var, weight, eps), bias), x.dtype)
+
+
+def normalize(
     x: Tensor,
     weight: Tensor | None,
     bias: Tensor | None,
     axes: tuple[int, ...],
     eps: float,
     group: ProcessGroup | None = None,
-) -> tuple[Tensor, ...]:
-    """Standardize x over ``axes``, then scale and shift.
-
-    x: (N, G, D, L); weight, bias: (1, G, D, 1) or None; axes: ``BATCH`` or ``SAMPLE``.
-    Returns y like x, and the mean and the biased variance, float32 at least, with size 1 on reduced axes.
-    group: B_i also runs over the samples these processes hold; then the number of values in B_i is returned as well.
-    """
-    dtype, x = x.dtype, widen(x)
-    lead = axes[:-1]  # positions first, so that long sums are short sums of short sums
-    m = x.numel() // _kept(x, axes)
-    mean = x.mean(-1, keepdim=True).mean(lead, keepdim=True)
-    centered = x - mean  # two passes: E[x^2] - E[x]^2 loses every digit when |mean| >> std
-    norms = torch.linalg.vector_norm(centered, dim=-1, keepdim=True)
-    var = norms.square().sum(lead, keepdim=True) / m
-    own, counted = mean, []
-    if group is not None:
-        count, mean, var = pool(group, mean.new_full((1,) * mean.dim(), m), mean, var)
-        counted = [count]
-    scale = (var + eps).rsqrt()
-    if weight is not None:
-        scale = scale * weight
-    if group is not None and m:  # centered is x - own: the rest goes into the shift, not over x once more
-        shift = (own - mean) * scale
+) -> tuple[Tensor, Tensor, Tensor, Count]:
+    """``standardize`` x with its own ``moments``, and return these too. x - mean is formed once and serves both."""
+    own_mean, own_var, own_m, centered = _center(x, axes)
+    mean, var, m = _over_processes(own_mean, own_var, own_m, group)
+    scale = _scale(var, weight, eps)
+    if group is not None and own_m:
+        # centered is x - own_mean: the rest goes into the shift, not over x once more
+        shift = (own_mean - mean) * scale
         bias = shift if bias is None else shift + bias
-    return narrow(affine(centered, scale, bias), dtype), mean, var, *counted
+    return narrow(affine_(centered, scale, bias), x.dtype), mean, var, m
 
 
-def _kept(x: Tensor, axes: tuple[int, ...]) -> int:
-    kept = 1
-    for axis, size in enumerate(x.shape):
-        kept *= 1 if axis in axes else size
-    return kept
+def _center(x: Tensor, axes: tuple[int, ...]) -> tuple[Tensor, Tensor, int, Tensor]:
+    """Mean, variance and m of this process's x, and x - mean."""
+    x = widen(x)
+    # positions first, so that long sums are short sums of short sums
+    lead = axes[:-1]
+    mean = x.mean(-1, keepdim=True).mean(lead, keepdim=True)
+    # two passes: E[x^2] - E[x]^2 loses every digit when |mean| >> std
+    centered = x - mean
+    norms = torch.linalg.vector_norm(centered, dim=-1, keepdim=True)
+    m = _size(x, axes)
+    return mean, norms.square().sum(lead, keepdim=True) / m, m, centered
+
+
+def _size(x: Tensor, axes: tuple[int, ...]) -> int:
+    m = 1
+    for axis in axes:
+        m *= x.shape[axis]
+    return m
+
+
+def _over_processes(mean: Tensor, var: Tensor, m: int, group: ProcessGroup | None) -> tuple[Tensor, Tensor, Count]:
+    if group is None:
+        return mean, var, m
+    count, mean, var = pool(group, mean.new_full((1,) * mean.dim(), m), mean, var)
+    return mean, var, count.reshape(())
+
+
+def _scale(var: Tensor, weight: Tensor | None, eps: float) -> Tensor:
+    rstd = (var + eps).rsqrt()
+    return rstd if weight is None else rstd * weight
 
 
 class Standardize(torch.autograd.Function):
-    """``standardize`` with its gradient by hand. With h = g (var + eps)^(-1/2), and sums over the index set B_i:
+    """``normalize`` with its gradient by hand. With h = g (var + eps)^(-1/2), and sums over the index set B_i:
 
         dl/dmean = - sum h                                    (times weight, where there is one)
         dl/dvar  = - 1/2 sum h (x - mean) / (var + eps)       (times weight)
@@ -76,38 +107,41 @@ class Standardize(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, weight, bias, axes, eps, group=None):  # type: ignore[no-untyped-def]
-        y, mean, var, *counted = standardize(x, weight, bias, axes, eps, group)
+        y, mean, var, m = normalize(x, weight, bias, axes, eps, group)
         ctx.save_for_backward(x, weight, mean, var)
         ctx.axes, ctx.eps, ctx.group = axes, eps, group
-        ctx.mark_non_differentiable(*counted)
+        if group is not None:
+            ctx.mark_non_differentiable(m)
         ctx.set_materialize_grads(False)
-        return y, mean, var, *counted
+        return y, mean, var, m
 
     @staticmethod
-    def backward(ctx, g, g_mean, g_var, *_):  # type: ignore[no-untyped-def]
+    def backward(ctx, g, g_mean, g_var, _):  # type: ignore[no-untyped-def]
         x, weight, mean, var = ctx.saved_tensors
-        lead, m = ctx.axes[:-1], x.numel() // mean.numel()
-        rstd = (var + ctx.eps).rsqrt()
-        g = torch.zeros_like(x, dtype=mean.dtype) if g is None else widen(g)
+        lead, m = ctx.axes[:-1], _size(x, ctx.axes)
+        rstd = (var + ctx.eps).rsqrt()  # (1, G, 1, 1) over BATCH, (N, G, 1, 1) over SAMPLE; so are mean, var
+        g = torch.zeros_like(x, dtype=mean.dtype) if g is None else widen(g)  # (N, G, D, L)
 
-        centered, h = widen(x) - mean, g * rstd
-        sum_h = h.sum(-1, keepdim=True)  # (N, G, D, 1): all other sums are sums of these two
-        sum_hc = (h * centered).sum(-1, keepdim=True)
-        d_weight = d_bias = None
+        # all other sums are sums of these two
+        centered, h = widen(x) - mean, g * rstd  # (N, G, D, L)
+        sum_h = h.sum(-1, keepdim=True)  # (N, G, D, 1)
+        sum_hc = (h * centered).sum(-1, keepdim=True)  # (N, G, D, 1)
+        d_weight = sum_hc.sum(0, keepdim=True) if ctx.needs_input_grad[1] else None  # (1, G, D, 1)
+        d_bias = (sum_h / rstd).sum(0, keepdim=True) if ctx.needs_input_grad[2] else None  # (1, G, D, 1)
         if weight is not None:
-            d_weight, d_bias = sum_hc.sum(0, keepdim=True), (sum_h / rstd).sum(0, keepdim=True)
             sum_h, sum_hc = sum_h * weight, sum_hc * weight
 
-        d_mean = -sum_h.sum(lead, keepdim=True)
-        d_var = -0.5 * rstd**2 * sum_hc.sum(lead, keepdim=True)
+        d_mean = -sum_h.sum(lead, keepdim=True)  # as mean
+        d_var = -0.5 * rstd**2 * sum_hc.sum(lead, keepdim=True)  # as var
         if g_mean is not None:
             d_mean = d_mean + g_mean
         if g_var is not None:
             d_var = d_var + g_var
-        if ctx.group is not None:  # B_i runs over all processes, and so do m and the two sums
+        if ctx.group is not None:
+            # B_i runs over all processes, and so do m and the two sums
             d_mean, d_var, m = total(ctx.group, d_mean, d_var, mean.new_full((1,), m))
-        through_moments = affine(centered, 2 * d_var / m, d_mean / m)
-        dx = through_moments + h if weight is None else add_product(through_moments, h, weight)
+        through_moments = affine_(centered, 2 * d_var / m, d_mean / m)  # (N, G, D, L)
+        dx = through_moments + h if weight is None else add_product_(through_moments, h, weight)
         return narrow(dx, x.dtype), d_weight, d_bias, None, None, None
 
 
@@ -120,20 +154,18 @@ def normalize_groups(
     eps: float,
     gradient: str,
     group: ProcessGroup | None = None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor | int]:
-    """Standardize x (N, C, *) over ``axes`` of its view (N, G, D, L) and return y (N, C, *), mean, var, m.
+) -> tuple[Tensor, Tensor, Tensor, Count]:
+    """Normalize x (N, C, *) over ``axes`` of its view (N, G, D, L) and return y (N, C, *), mean, var, m.
 
-    mean and var are (1, G) over ``BATCH`` and (N, G) over ``SAMPLE``, in float32 at least; y has the type of x. Each is
-    over m values, those of all processes of ``group``.
+    weight, bias: (C,) or None. mean and var are (1, G) over ``BATCH`` and (N, G) over ``SAMPLE``, in float32 at least;
+    y has the type of x. Each is over m values, those of all processes of ``group``.
     """
     n, c = x.shape[:2]
     view = x.reshape(n, num_groups, c // num_groups, x.shape[2:].numel())
-    if weight is not None and bias is not None:
-        weight = weight.to(wide_type(x)).view(1, num_groups, -1, 1)
-        bias = bias.to(wide_type(x)).view(1, num_groups, -1, 1)
-    run = Standardize.apply if gradient == "manual" else standardize
-    y, mean, var, *counted = run(view, weight, bias, axes, eps, group)
-    m = counted[0].reshape(()) if counted else x.numel() // mean.numel()
+    per_channel = (1, num_groups, c // num_groups, 1)
+    weight, bias = (channelwise(values, wide_type(x), per_channel) for values in (weight, bias))
+    run = Standardize.apply if gradient == "manual" else normalize
+    y, mean, var, m = run(view, weight, bias, axes, eps, group)
     return y.reshape(x.shape), mean.flatten(1), var.flatten(1), m
 
 
@@ -147,78 +179,11 @@ def batch_norm(x: Tensor, eps: float = 1e-5, gradient: str = "manual") -> Tensor
     return normalize_groups(x, x.shape[1], BATCH, None, None, eps, check_gradient(gradient))[0]
 
 
-class Norm(nn.Module):
-    """What the layers with batch or sample moments have in common: affine parameters and running moments."""
-
-    running_mean: Tensor | None
-    running_var: Tensor | None
-    num_batches_tracked: Tensor | None
-
-    def __init__(
-        self,
-        num_features: int,
-        eps: float,
-        momentum: float | None,
-        affine: bool,
-        track_running_stats: bool,
-        gradient: str,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__()
-        check_positive(num_features=num_features)
-        self.num_features, self.eps, self.momentum = num_features, eps, momentum
-        self.affine, self.track_running_stats = affine, track_running_stats
-        self.gradient = check_gradient(gradient)
-        at: dict[str, Any] = {"device": device, "dtype": dtype}
-        self.weight = nn.Parameter(torch.empty(num_features, **at)) if affine else None
-        self.bias = nn.Parameter(torch.empty(num_features, **at)) if affine else None
-        stats = track_running_stats
-        self.register_buffer("running_mean", torch.empty(num_features, **at) if stats else None)
-        self.register_buffer("running_var", torch.empty(num_features, **at) if stats else None)
-        self.register_buffer("num_batches_tracked", torch.tensor(0, device=device) if stats else None)
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        """weight 1, bias 0, running mean 0, running variance 1."""
-        for tensor, value in ((self.weight, 1.0), (self.bias, 0.0), (self.running_mean, 0.0), (self.running_var, 1.0)):
-            if tensor is not None:
-                nn.init.constant_(tensor, value)
-        if self.num_batches_tracked is not None:
-            self.num_batches_tracked.zero_()
-
-    @torch.no_grad()
-    def update_running(self, mean: Tensor, var: Tensor, m: Tensor | int) -> None:
-        """Move the running moments towards a batch: mean, var (C,), biased; m values each (eq. (3), ICDM)."""
-        assert self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None
-        # momentum None asks for the plain average over all batches so far
-        rate = 1.0 / self.num_batches_tracked if self.momentum is None else self.momentum
-        unbiased = var * (m / (m - 1))
-        self.running_mean.copy_((1 - rate) * self.running_mean + rate * mean)
-        self.running_var.copy_((1 - rate) * self.running_var + rate * unbiased)
-
-    def normalize_running(self, x: Tensor) -> Tensor:
-        """x (N, C, *) standardized with the running moments: a fixed affine map."""
-        assert self.running_mean is not None and self.running_var is not None
-        wide, shape = widen(x), (1, -1) + (1,) * (x.dim() - 2)
-        scale = (self.running_var.to(wide.dtype) + self.eps).rsqrt()
-        y = (wide - self.running_mean.to(wide.dtype).view(shape)) * scale.view(shape)
-        if self.weight is not None and self.bias is not None:
-            y = y * self.weight.to(wide.dtype).view(shape) + self.bias.to(wide.dtype).view(shape)
-        return y.to(x.dtype)
-
-    def extra_repr(self) -> str:
-        return (
-            f"{self.num_features}, eps={self.eps}, momentum={self.momentum}, affine={self.affine}, "
-            f"track_running_stats={self.track_running_stats}, gradient={self.gradient!r}"
-        )
-
-
 class BatchNorm(Norm):
     """Batch normalization over (N, C) or (N, C, *) inputs of any rank.
 
     Training standardizes each channel over the batch and all positions; evaluation uses the running mean and
-    the running unbiased variance. State dicts are those of ``torch.nn.BatchNorm1d/2d/3d``.
+    the running unbiased variance, where there are any. State dicts are those of ``torch.nn.BatchNorm1d/2d/3d``.
 
     num_features: C. momentum: rate of the running moments, None for their plain average.
     gradient: "manual" for the derivation of chapter 2, "autograd" for torch's own; same numbers.
@@ -239,12 +204,13 @@ class BatchNorm(Norm):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(num_features, eps, momentum, affine, track_running_stats, gradient, device, dtype)
-        self.synchronized = False  # set by cnlib.synchronize, as is
+        # set by cnlib.synchronize
+        self.synchronized = False
         self.process_group: ProcessGroup | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         check_input(x, self.num_features, "BatchNorm")
-        if not self.training and self.track_running_stats:
+        if not self.training and self.running_mean is not None:
             return self.normalize_running(x)
         group, own = group_of(self), x.numel() // self.num_features
         if own < 2 and group is None:
@@ -255,7 +221,6 @@ class BatchNorm(Norm):
         y, mean, var, m = normalize_groups(
             x, self.num_features, BATCH, self.weight, self.bias, self.eps, self.gradient, group
         )
-        if self.training and self.num_batches_tracked is not None:
-            self.num_batches_tracked.add_(1)
+        if self.training and self.track_running_stats:
             self.update_running(mean[0], var[0], m)
         return y

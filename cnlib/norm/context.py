@@ -10,13 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cnlib.norm.arithmetic import affine, flatten, narrow, no_autocast, product, wide_type, widen
+from cnlib.norm.arithmetic import affine_, channelwise, flatten, narrow, no_autocast, product_, wide_type, widen
 from cnlib.norm.checks import check_context, check_gradient, check_input, check_moments, check_positive
 from cnlib.norm.gaussians import posterior
 from cnlib.norm.mixture import normalize_mixture
 
 ENCODERS = ("table", "linear", "embedder")
 INFERENCE = ("cn", "cn+")
+STARTS = ("identity", "glorot")
 
 
 def context_standardize(
@@ -27,7 +28,7 @@ def context_standardize(
     if weight is not None:
         scale = scale * weight
     centered = widen(x) - rows(mean, context)
-    return narrow(affine(centered, rows(scale, context), None if bias is None else bias[:, None]), x.dtype)
+    return narrow(affine_(centered, rows(scale, context), None if bias is None else bias[:, None]), x.dtype)
 
 
 def rows(table: Tensor, context: Tensor) -> Tensor:
@@ -65,17 +66,18 @@ class ContextStandardize(torch.autograd.Function):
     @staticmethod
     def backward(ctx, g):  # type: ignore[no-untyped-def]
         x, context, mean, var, weight = ctx.saved_tensors
-        rstd = (var + ctx.eps).rsqrt()
-        r = rows(rstd, context)
-        h = widen(g) * r
-        # (N, C): a sample has one context, so its positions can be summed first
-        sum_h, sum_hc = h.sum(2), product(widen(x) - rows(mean, context), h).sum(2)
-        d_weight = d_bias = None
+        rstd = (var + ctx.eps).rsqrt()  # (T, C)
+        r = rows(rstd, context)  # (N, C, 1)
+        h = widen(g) * r  # (N, C, L)
+        # a sample has one context, so its positions can be summed first
+        sum_h = h.sum(2)  # (N, C)
+        sum_hc = product_(widen(x) - rows(mean, context), h).sum(2)  # (N, C)
+        d_weight = sum_hc.sum(0) if ctx.needs_input_grad[4] else None  # (C,)
+        d_bias = (sum_h / r[:, :, 0]).sum(0) if ctx.needs_input_grad[5] else None  # (C,)
         if weight is not None:
-            d_weight, d_bias = sum_hc.sum(0), (sum_h / r[:, :, 0]).sum(0)
             h, sum_h, sum_hc = h * weight[:, None], sum_h * weight, sum_hc * weight
-        sum_h, sum_hc = by_context(torch.cat((sum_h, sum_hc), 1), context, len(mean)).chunk(2, 1)
-        d_mean, d_var = -sum_h, -0.5 * rstd**2 * sum_hc
+        sum_h, sum_hc = by_context(torch.cat((sum_h, sum_hc), 1), context, len(mean)).chunk(2, 1)  # (T, C)
+        d_mean, d_var = -sum_h, -0.5 * rstd**2 * sum_hc  # (T, C)
         return narrow(h, x.dtype), None, d_mean, d_var, d_weight, d_bias, None
 
 
@@ -92,8 +94,7 @@ def normalize_context(
     """``context_standardize`` on (N, C, *) inputs in any floating type."""
     dtype = wide_type(x)
     mean, var = mean.to(dtype), var.to(dtype)
-    if weight is not None and bias is not None:
-        weight, bias = weight.to(dtype), bias.to(dtype)
+    weight, bias = (channelwise(values, dtype, (-1,)) for values in (weight, bias))
     run = ContextStandardize.apply if gradient == "manual" else context_standardize
     return run(flatten(x), context, mean, var, weight, bias, eps).reshape(x.shape)
 
@@ -131,14 +132,16 @@ class ContextNorm(nn.Module):
     """Context normalization over (N, C) or (N, C, *) inputs, one context id a sample.
 
     forward(x, context): context (N,) integer ids in [0, num_contexts); without it, the one set by
-    ``cnlib.use_context``. Mean and log variance of each context are learned as weights are; they start at
-    mean 0 and variance 1, or from data with ``start_from``. sigma^2 = exp(s) stays positive where the papers'
-    affine form (eq. (6)) need not.
+    ``cnlib.use_context``. Mean and log variance of each context are learned as weights are. sigma^2 = exp(s) stays
+    positive where the papers' affine form (eq. (6)) need not.
 
     encoder: how (mean, log variance) follow from the one-hot id r.
         "table"     a row of a table (Adaptive Context Normalization, ACN)
         "linear"    W r + b (French paper, eq. (6); ACN-base)
         "embedder"  W (W_r r + b_r) + b through a shared embedding (ICDM paper, Algorithm 1)
+    start: "identity" is mean 0 and variance 1 in every context. "glorot" is the authors' programs' random start: means
+    and log standard deviations uniform in +-sqrt(6 / (T + C)), so that contexts differ before training; with an encoder
+    all its weights are drawn so, by their own sizes, and biases are 0. ``start_from`` starts from data.
     inference: "cn" normalizes with the sample's own context, "cn+" with all contexts as a mixture and no id
     (Algorithm 3); only read in eval mode. affine: a per-channel scale and shift after it.
 
@@ -156,20 +159,23 @@ class ContextNorm(nn.Module):
         affine: bool = False,
         gradient: str = "manual",
         *,
+        start: str = "identity",
         embedding_dim: int | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         check_positive(num_features=num_features, num_contexts=num_contexts)
-        if encoder not in ENCODERS:
-            raise ValueError(f"encoder={encoder!r}: expected one of {ENCODERS}")
+        for name, value, known in (("encoder", encoder, ENCODERS), ("start", start, STARTS)):
+            if value not in known:
+                raise ValueError(f"{name}={value!r}: expected one of {known}")
         self.num_features, self.num_contexts, self.eps = num_features, num_contexts, eps
-        self.encoder, self.affine, self.gradient = encoder, affine, check_gradient(gradient)
+        self.encoder, self.start, self.affine, self.gradient = encoder, start, affine, check_gradient(gradient)
         self.embedding_dim = num_features if embedding_dim is None else embedding_dim
         self.inference = "cn"
-        self.name = ""  # the layer's place in its model, once use_context has seen it
-        self.given: Tensor | None = None  # set by use_context
+        # both are set by cnlib.use_context: the layer's place in its model, and the ids of the batch
+        self.name = ""
+        self.given_ids: Tensor | None = None
         at: dict[str, Any] = {"device": device, "dtype": dtype}
         self.weight = nn.Parameter(torch.ones(num_features, **at)) if affine else None
         self.bias = nn.Parameter(torch.zeros(num_features, **at)) if affine else None
@@ -187,65 +193,101 @@ class ContextNorm(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Mean 0 and variance 1 in every context; affine map 1 and 0."""
-        if self.encoder == "embedder":
-            self.embedder.reset_parameters()  # not 0: the encoders behind it could not tell contexts apart
+        """Mean and variance of each context as ``start`` says; affine map 1 and 0."""
+        if self.encoder == "embedder" and self.start == "identity":
+            # not 0: the encoders behind it could not tell contexts apart
+            self.embedder.reset_parameters()
         for name, parameter in self.named_parameters():
-            if not name.startswith("embedder"):
+            if self.start == "glorot" and parameter.dim() == 2:
+                nn.init.xavier_uniform_(parameter)
+                if name.startswith("log_var"):
+                    # drawn is the log of a standard deviation
+                    with torch.no_grad():
+                        parameter.mul_(2)
+            elif not (name.startswith("embedder") and self.start == "identity"):
                 nn.init.constant_(parameter, 1.0 if name == "weight" else 0.0)
 
     def moments(self) -> tuple[Tensor, Tensor]:
         """Mean and variance of every context, (T, C) each, in float32 at least."""
+        mean, log_var = self._encode()
+        return mean, log_var.exp()
+
+    def _encode(self) -> tuple[Tensor, Tensor]:
         mean: Tensor
         log_var: Tensor
         if self.encoder == "table":
             mean, log_var = self.mean, self.log_var
-        elif self.encoder == "linear":  # W onehot(r) + b for all r at once: the columns of W, plus b
+        elif self.encoder == "linear":
+            # W onehot(r) + b for all r at once: the columns of W, plus b
             mean = self.mean_encoder.weight.t() + self.mean_encoder.bias
             log_var = self.log_var_encoder.weight.t() + self.log_var_encoder.bias
         else:
             with no_autocast(self.embedder.weight):
                 alpha = self.embedder.weight.t() + self.embedder.bias
                 mean, log_var = self.mean_encoder(alpha), self.log_var_encoder(alpha)
-        return widen(mean), widen(log_var).exp()
+        return widen(mean), widen(log_var)
 
     @torch.no_grad()
     def start_from(self, x: Tensor, context: Tensor) -> None:
-        """Set mean and variance of each context present to those of a first batch. Table encoder only.
+        """Set mean and variance of each context present to those of a first batch; eps is in the variance.
 
-        x: (N, C) or (N, C, *), context: (N,). Contexts without two values keep theirs.
+        x: (N, C) or (N, C, *), context: (N,). Contexts without two values keep theirs. Raises ValueError where the
+        encoder cannot give these moments: an embedding of E numbers reaches any E + 1 contexts, and not more.
         """
-        if self.encoder != "table":
-            raise ValueError(f"start_from needs encoder='table', this layer has {self.encoder!r}")
-        check_input(x, self.num_features, self.who())
-        context = check_context(context, x, self.num_contexts, self.who())
-        flat = widen(x).reshape(*x.shape[:2], -1)
+        check_input(x, self.num_features, self.name_in_errors())
+        context = check_context(context, x, self.num_contexts, self.name_in_errors())
+        flat = flatten(widen(x))
+        mean, log_var = (value.clone() for value in self._encode())
         for r in context.unique().tolist():
             values = flat[context == r].transpose(0, 1).flatten(1)
             if values.shape[1] > 1:
-                var, mean = torch.var_mean(values, 1, correction=0)
-                self.mean[r] = mean
-                self.log_var[r] = (var + self.eps).log()
+                spread, center = torch.var_mean(values, 1, correction=0)
+                mean[r], log_var[r] = center, (spread + self.eps).log()
+        if self.encoder == "table":
+            self.mean.copy_(mean)
+            self.log_var.copy_(log_var)
+            return
+        solved = [self._solve(mean), self._solve(log_var)]
+        for encoder, (weight, bias) in zip((self.mean_encoder, self.log_var_encoder), solved, strict=True):
+            encoder.weight.copy_(weight)
+            encoder.bias.copy_(bias)
 
-    def who(self) -> str:
+    def _solve(self, target: Tensor) -> tuple[Tensor, Tensor]:
+        """Weight and bias of an encoder that gives target (T, C)."""
+        if self.encoder == "linear":
+            return target.t(), torch.zeros_like(target[0])
+        alpha = (self.embedder.weight.t() + self.embedder.bias).double()
+        alpha = torch.cat((alpha, torch.ones_like(alpha[:, :1])), 1)
+        solution = torch.linalg.pinv(alpha) @ target.double()
+        if not torch.allclose(alpha @ solution, target.double(), rtol=1e-4, atol=1e-4):
+            raise ValueError(
+                f"{self.name_in_errors()}: an embedding of {self.embedding_dim} numbers cannot give the moments of "
+                f"{self.num_contexts} contexts; use embedding_dim={self.num_contexts - 1} or more, or encoder='linear'"
+            )
+        return solution[:-1].t(), solution[-1]
+
+    def name_in_errors(self) -> str:
         return f"ContextNorm {self.name!r}" if self.name else f"ContextNorm({self.num_features}, {self.num_contexts})"
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        check_input(x, self.num_features, self.who())
+        check_input(x, self.num_features, self.name_in_errors())
         if self.inference not in INFERENCE:
-            raise ValueError(f"{self.who()}: inference={self.inference!r}, expected one of {INFERENCE}")
+            raise ValueError(f"{self.name_in_errors()}: inference={self.inference!r}, expected one of {INFERENCE}")
         mean, var = self.moments()
         if not self.training and self.inference == "cn+":
-            y = context_norm_plus(x, mean, var, self.eps, self.gradient)
-            if self.weight is None or self.bias is None:
-                return y
-            shape = (1, -1) + (1,) * (x.dim() - 2)
-            return (y * self.weight.view(shape) + self.bias.view(shape)).to(x.dtype)
-        ids = check_context(self.given if context is None else context, x, self.num_contexts, self.who())
+            return self._mixture(x, mean, var)
+        ids = self.given_ids if context is None else context
+        ids = check_context(ids, x, self.num_contexts, self.name_in_errors())
         return normalize_context(x, ids, mean, var, self.weight, self.bias, self.eps, self.gradient)
+
+    def _mixture(self, x: Tensor, mean: Tensor, var: Tensor) -> Tensor:
+        y, shape = context_norm_plus(x, mean, var, self.eps, self.gradient), (1, -1) + (1,) * (x.dim() - 2)
+        weight, bias = (channelwise(values, wide_type(x), shape) for values in (self.weight, self.bias))
+        y = y if weight is None else y * weight
+        return (y if bias is None else y + bias).to(x.dtype)
 
     def extra_repr(self) -> str:
         return (
             f"{self.num_features}, {self.num_contexts}, eps={self.eps}, encoder={self.encoder!r}, "
-            f"affine={self.affine}, inference={self.inference!r}, gradient={self.gradient!r}"
+            f"affine={self.affine}, start={self.start!r}, inference={self.inference!r}, gradient={self.gradient!r}"
         )

@@ -1,4 +1,4 @@
-"""Layer, instance and group normalization: the standardization of batch.py over other index sets.
+"""Layer, instance, group and root mean square normalization: batch.py's standardization over other index sets.
 
 Eq. (2) of the French CN paper, eq. (4) of the ICDM paper, with B_i = the indices j that share with i
 
@@ -6,6 +6,7 @@ Eq. (2) of the French CN paper, eq. (4) of the ICDM paper, with B_i = the indice
     LayerNorm       the sample                       (all channels, all positions)
     InstanceNorm    the sample and the channel       (all positions)
     GroupNorm       the sample and the channel group (the channels of the group, all positions)
+    RMSNorm         the sample                       (all channels, all positions), nothing subtracted
 
 Chapter 3.
 """
@@ -15,8 +16,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from cnlib.norm.batch import SAMPLE, Norm, normalize_groups
+from cnlib.norm.arithmetic import add_product_, channelwise, flatten, narrow, wide_type, widen
+from cnlib.norm.batch import SAMPLE, normalize_groups
 from cnlib.norm.checks import check_input, check_positive
+from cnlib.norm.layer import Norm
 
 
 class GroupNorm(Norm):
@@ -80,9 +83,11 @@ class InstanceNorm(Norm):
     """Instance normalization (Ulyanov et al. 2016): moments over the positions of one channel of one sample.
 
     x: (N, C, *) with at least two positions. Defaults and state dicts are those of ``torch.nn.InstanceNorm``:
-    no affine map, no running moments. With ``track_running_stats`` evaluation uses their running averages.
-    Raises ValueError for a single position, where every output would be 0.
+    no affine map, no running moments. With ``track_running_stats`` evaluation uses their running averages; without it,
+    or with it off, the sample's own. Raises ValueError for a single position, where every output would be 0.
     """
+
+    counts_batches = False
 
     def __init__(
         self,
@@ -100,7 +105,7 @@ class InstanceNorm(Norm):
 
     def forward(self, x: Tensor) -> Tensor:
         check_input(x, self.num_features, "InstanceNorm")
-        if not self.training and self.track_running_stats:
+        if not self.training and self.track_running_stats and self.running_mean is not None:
             return self.normalize_running(x)
         positions = x.shape[2:].numel()
         if positions < 2:
@@ -114,3 +119,82 @@ class InstanceNorm(Norm):
         if self.training and self.track_running_stats:
             self.update_running(mean.mean(0), var.mean(0), m)
         return y
+
+
+def rms_scale(x: Tensor, weight: Tensor | None, eps: float) -> tuple[Tensor, Tensor]:
+    """x over its root mean square q^(1/2), times weight: y like x, and q (N, 1, 1), the mean of x^2 over a sample.
+
+    x: (N, C, L); weight: (1, C, 1) or None.
+    """
+    wide = widen(x)
+    norms = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
+    square = norms.square().sum(1, keepdim=True) / (x.shape[1] * x.shape[2])
+    scale = (square + eps).rsqrt()
+    return narrow(wide * (scale if weight is None else scale * weight), x.dtype), square
+
+
+class RootMeanSquare(torch.autograd.Function):
+    """``rms_scale`` with its gradient by hand. With r = (q + eps)^(-1/2), h = g * weight, and sums over a sample:
+
+        dl/dq = - 1/2 r^3 sum h x
+        dl/dx = r h + 2 x dl/dq / m
+
+    q is an output, not scratch: so the backward can itself be differentiated.
+    """
+
+    @staticmethod
+    def forward(ctx, x, weight, eps):  # type: ignore[no-untyped-def]
+        y, square = rms_scale(x, weight, eps)
+        ctx.save_for_backward(x, weight, square)
+        ctx.eps = eps
+        ctx.set_materialize_grads(False)
+        return y, square
+
+    @staticmethod
+    def backward(ctx, g, g_square):  # type: ignore[no-untyped-def]
+        x, weight, square = ctx.saved_tensors
+        m, rstd = x.shape[1] * x.shape[2], (square + ctx.eps).rsqrt()  # (N, 1, 1)
+        dtype, x = x.dtype, widen(x)  # (N, C, L)
+        g = torch.zeros_like(x) if g is None else widen(g)  # (N, C, L)
+        sum_gx = (g * x).sum(-1, keepdim=True)  # (N, C, 1)
+        sum_hx = sum_gx if weight is None else sum_gx * weight
+        d_weight = None if weight is None else (sum_gx * rstd).sum(0, keepdim=True)  # (1, C, 1)
+        d_square = -0.5 * rstd**3 * sum_hx.sum(1, keepdim=True)  # (N, 1, 1)
+        if g_square is not None:
+            d_square = d_square + g_square
+        dx = add_product_(x * (2 * d_square / m), g, rstd if weight is None else rstd * weight)
+        return narrow(dx, dtype), d_weight, None
+
+
+class RMSNorm(Norm):
+    """Root mean square normalization (Zhang & Sennrich 2019): x over its root mean square in a sample, times a weight.
+
+    x: (N, C) or (N, C, *); the mean is over all channels and positions of a sample, the weight is per channel. So on
+    (N, C) this is ``torch.nn.RMSNorm(C)``, whose state dicts it shares. Nothing is subtracted, and nothing added.
+    eps: None is the smallest step of the type of x, ``torch.finfo(x.dtype).eps``, as in torch.
+    Raises ValueError / TypeError as ``BatchNorm``.
+    """
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float | None = None,
+        affine: bool = True,
+        gradient: str = "manual",
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(num_features, 0.0, None, affine, False, gradient, device, dtype)
+        self.eps: float | None = eps  # type: ignore[assignment]
+        self.bias = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        check_input(x, self.num_features, "RMSNorm")
+        eps = torch.finfo(x.dtype).eps if self.eps is None else self.eps
+        weight = channelwise(self.weight, wide_type(x), (1, self.num_features, 1))
+        run = RootMeanSquare.apply if self.gradient == "manual" else rms_scale
+        return run(flatten(x), weight, eps)[0].reshape(x.shape)
+
+    def extra_repr(self) -> str:
+        return f"{self.num_features}, eps={self.eps}, affine={self.affine}, gradient={self.gradient!r}"

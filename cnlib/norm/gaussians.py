@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from cnlib.norm.arithmetic import flatten, no_autocast, product, widen
+from cnlib.norm.arithmetic import flatten, no_autocast, product_, widen
 from cnlib.norm.checks import check_gradient, check_input, check_moments, check_priors
 from cnlib.norm.processes import gather, pool, total
 
@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
 def mix(tau: Tensor, values: Tensor) -> Tensor:
     """sum_k tau_k values_k: (N, C, L). Never K copies of x: one matrix product, or one fused loop."""
-    if torch.compiler.is_compiling():  # written out, so that it fuses with whatever reads it
+    if torch.compiler.is_compiling():
+        # written out, so that it fuses with whatever reads it
         return reduce(torch.add, (tau[:, k, None] * values[k, :, None] for k in range(len(values))))
     with no_autocast(tau):
         return torch.matmul(values.t(), tau)
@@ -31,7 +32,8 @@ def mix(tau: Tensor, values: Tensor) -> Tensor:
 
 def collect(tau: Tensor, z: Tensor) -> Tensor:
     """sum over samples and positions of tau_k z: (K, C)."""
-    if tau.shape[2] == 1:  # one row of tau a sample: its positions need no K products
+    if tau.shape[2] == 1:
+        # one row of tau a sample: its positions need no K products
         z = z.sum(-1, keepdim=True)
     if torch.compiler.is_compiling():
         return torch.stack([(tau[:, k, None] * z).sum(-1).sum(0) for k in range(tau.shape[1])])
@@ -59,21 +61,23 @@ def mixture_moments(x: Tensor, tau: Tensor, group: ProcessGroup | None = None) -
     inverse = invert(held)
     mean = collect(tau, x) * inverse
     rows = []
-    if tau.shape[2] == 1:  # one row of tau a sample: its scatter is that within it plus that of its own mean
+    if tau.shape[2] == 1:
+        # one row of tau a sample: its scatter is that within it plus that of its own mean
         own = x.mean(-1, keepdim=True)
         centered = x - own
-        within = product(centered, centered).sum(-1, keepdim=True)
+        within = product_(centered, centered).sum(-1, keepdim=True)
         for k in range(len(mean)):
             between = (own - mean[k, :, None]).square() * x.shape[2]
             rows.append(collect(tau[:, k : k + 1], within + between))
         return pool(group, held, mean, torch.cat(rows) * inverse)
-    for k in range(len(mean)):  # one component at a time: exact where E[x^2] - m^2 is not, one copy of x
+    # one component at a time: exact where E[x^2] - m^2 is not, one copy of x
+    for k in range(len(mean)):
         centered = x - mean[k, :, None]
-        rows.append(collect(tau[:, k : k + 1], product(centered, centered)))
+        rows.append(collect(tau[:, k : k + 1], product_(centered, centered)))
     return pool(group, held, mean, torch.cat(rows) * inverse)
 
 
-def log_joint(x: Tensor, priors: Tensor, mean: Tensor, var: Tensor) -> Tensor:
+def diagonal_log_joint(x: Tensor, priors: Tensor, mean: Tensor, var: Tensor) -> Tensor:
     """log lambda_k + log N(x; m_k, diag v_k) up to the constant all components share: (N, K, L).
 
     The squares are summed as they are, not expanded: |x|^2 - 2 x m + m^2 cancels far from 0.
@@ -90,7 +94,7 @@ def log_joint(x: Tensor, priors: Tensor, mean: Tensor, var: Tensor) -> Tensor:
 
 
 class Responsibilities(torch.autograd.Function):
-    """softmax_k of ``log_joint`` with its gradient by hand. h_k = tau_k (g_k - sum_j tau_j g_j):
+    """softmax_k of ``diagonal_log_joint`` with its gradient by hand. h_k = tau_k (g_k - sum_j tau_j g_j):
 
     dl/dx = - sum_k h_k (x - m_k) / v_k      dl/dm_k = sum h_k (x - m_k) / v_k
     dl/dv_k = 1/2 sum h_k ((x - m_k)^2 / v_k^2 - 1 / v_k)      dl/dlambda_k = sum h_k / lambda_k
@@ -98,24 +102,24 @@ class Responsibilities(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, priors, mean, var):  # type: ignore[no-untyped-def]
-        tau = log_joint(x, priors, mean, var).softmax(1)
+        tau = diagonal_log_joint(x, priors, mean, var).softmax(1)
         ctx.save_for_backward(x, priors, mean, var, tau)
         return tau
 
     @staticmethod
     def backward(ctx, g):  # type: ignore[no-untyped-def]
-        x, priors, mean, var, tau = ctx.saved_tensors
-        h = tau * (g - (tau * g).sum(1, keepdim=True))
-        center = (priors.unsqueeze(1) * mean).sum(0)
-        shifted, offset, precision = x - center[:, None], mean - center, 1 / var
-        total = mass(h, x.shape[2])
-        d_x = mix(h, precision * offset) - shifted * mix(h, precision)
-        d_mean = (collect(h, shifted) - offset * total) * precision
+        x, priors, mean, var, tau = ctx.saved_tensors  # (N, C, L), (K,), (K, C), (K, C), (N, K, L)
+        h = tau * (g - (tau * g).sum(1, keepdim=True))  # (N, K, L)
+        center = (priors.unsqueeze(1) * mean).sum(0)  # (C,)
+        shifted, offset, precision = x - center[:, None], mean - center, 1 / var  # (N, C, L), (K, C), (K, C)
+        total = mass(h, x.shape[2])  # (K, 1)
+        d_x = mix(h, precision * offset) - shifted * mix(h, precision)  # (N, C, L)
+        d_mean = (collect(h, shifted) - offset * total) * precision  # (K, C)
         squares = []
         for k in range(len(mean)):
             centered = x - mean[k, :, None]
-            squares.append(collect(h[:, k : k + 1], centered * centered))
-        d_var = 0.5 * (torch.cat(squares) * precision - total) * precision
+            squares.append(collect(h[:, k : k + 1], centered * centered))  # (1, C)
+        d_var = 0.5 * (torch.cat(squares) * precision - total) * precision  # (K, C)
         return d_x, total[:, 0] * invert(priors), d_mean, d_var
 
 
@@ -141,12 +145,12 @@ def posterior(x: Tensor, priors: Tensor, mean: Tensor, var: Tensor, gradient: st
     if gradient == "manual":
         tau = Responsibilities.apply(flat, priors, mean, var)
     else:
-        tau = log_joint(flat, priors, mean, var).softmax(1)
+        tau = diagonal_log_joint(flat, priors, mean, var).softmax(1)
     return tau.reshape(x.shape[0], mean.shape[0], *x.shape[2:])
 
 
 @torch.no_grad()
-def seed_means(x: Tensor, num_components: int, group: ProcessGroup | None = None) -> Tensor:
+def start_means(x: Tensor, num_components: int, group: ProcessGroup | None = None) -> Tensor:
     """k-means++ on the channel vectors of x (N, C, L): means (K, C), each a vector of the batch.
 
     group: the batch is all that these processes hold, in their order; the first process's random numbers count.
@@ -178,3 +182,31 @@ def em_step(
     """M-step from tau (N, K, L): priors (K,), means and variances (K, C); an empty component stays put."""
     held, new_mean, new_var = mixture_moments(x, tau, group)
     return (held / held.sum())[:, 0], torch.where(held > 0, new_mean, mean), torch.where(held > 0, new_var, var)
+
+
+def fit_diagonal(
+    x: Tensor,
+    num_components: int,
+    start: tuple[Tensor, Tensor, Tensor] | None,
+    steps: int,
+    eps: float,
+    group: ProcessGroup | None = None,
+) -> Tensor:
+    """tau (N, K, L) under the mixture that steps - 1 steps of EM on x (N, C, L) reach.
+
+    start: priors (K,), means, variances (K, C); None: equal priors, k-means++ means, the variance of the batch. eps is
+    added to variances in the E-step, as the normalization adds it.
+    """
+    if start is None:
+        mean = start_means(x, num_components, group)
+        var, center = torch.var_mean(x, (0, 2), correction=0)
+        _, _, var = pool(group, var.new_full((1,), x.shape[0] * x.shape[2]), center, var)
+        var = var.expand_as(mean)
+        priors = torch.full_like(mean[:, 0], 1 / num_components)
+    else:
+        priors, mean, var = start
+    tau = diagonal_log_joint(x, priors, mean, var + eps).softmax(1)
+    for _ in range(steps - 1):
+        priors, mean, var = em_step(x, tau, mean, var, group)
+        tau = diagonal_log_joint(x, priors, mean, var + eps).softmax(1)
+    return tau

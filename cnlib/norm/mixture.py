@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from cnlib.norm.arithmetic import add_product, affine, flatten, narrow, wide_type, widen
+from cnlib.norm.arithmetic import add_product_, affine_, flatten, narrow, unbiased, wide_type, widen
 from cnlib.norm.checks import (
     check_gradient,
     check_input,
@@ -19,8 +19,8 @@ from cnlib.norm.checks import (
     check_responsibilities,
     check_values,
 )
-from cnlib.norm.gaussians import collect, em_step, invert, log_joint, mass, mix, mixture_moments, seed_means
-from cnlib.norm.processes import group_of, pool, total
+from cnlib.norm.gaussians import collect, diagonal_log_joint, fit_diagonal, invert, mass, mix, mixture_moments
+from cnlib.norm.processes import group_of, total
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -33,8 +33,9 @@ def mixture_affine(
 ) -> Tensor:
     """weight sum_k tau_k / sqrt(lambda_k) (x - m_k) / sqrt(v_k + eps) + bias, as A x + B from two ``mix``."""
     scale = weight * component_scale(priors, var, eps)
-    center = (priors[:, None] * mean).sum(0)  # A (x - center) + B' keeps the digits that x far from 0 would cost
-    return affine(x - center[:, None], mix(tau, scale), mix(tau, scale * (center - mean)) + bias[:, None])
+    # A (x - center) + B' keeps the digits that x far from 0 would cost
+    center = (priors[:, None] * mean).sum(0)
+    return affine_(x - center[:, None], mix(tau, scale), mix(tau, scale * (center - mean)) + bias[:, None])
 
 
 def component_scale(priors: Tensor, var: Tensor, eps: float) -> Tensor:
@@ -84,19 +85,19 @@ class MixtureStandardize(torch.autograd.Function):
     @staticmethod
     def backward(ctx, g, g_mean, g_var):  # type: ignore[no-untyped-def]
         x, tau, priors, weight, mean, var = ctx.saved_tensors
-        dtype, x = x.dtype, widen(x)
-        g = torch.zeros_like(x) if g is None else widen(g)
-        scale = component_scale(priors, var, ctx.eps)
-        center = (priors[:, None] * mean).sum(0)
-        shifted = x - center[:, None]
-        offset = mean - center
+        dtype, x = x.dtype, widen(x)  # (N, C, L)
+        g = torch.zeros_like(x) if g is None else widen(g)  # (N, C, L)
+        scale = component_scale(priors, var, ctx.eps)  # (K, C); so are mean, var
+        center = (priors[:, None] * mean).sum(0)  # (C,)
+        shifted = x - center[:, None]  # (N, C, L)
+        offset = mean - center  # (K, C)
 
-        sum_g = collect(tau, g)
-        q = collect(tau, g * shifted) - offset * sum_g
-        d_weight, d_bias = (q * scale).sum(0), g.sum((0, 2))
+        sum_g = collect(tau, g)  # (K, C)
+        q = collect(tau, g * shifted) - offset * sum_g  # (K, C)
+        d_weight, d_bias = (q * scale).sum(0), g.sum((0, 2))  # (C,)
         sum_g, q = sum_g * weight, q * weight
-        d_mean = -scale * sum_g
-        d_var = -0.5 * q * scale / (var + ctx.eps)
+        d_mean = -scale * sum_g  # (K, C)
+        d_var = -0.5 * q * scale / (var + ctx.eps)  # (K, C)
         if g_mean is not None:
             d_mean = d_mean + g_mean
         if g_var is not None:
@@ -104,21 +105,22 @@ class MixtureStandardize(torch.autograd.Function):
 
         # B runs over all processes, and so do these sums; those for weight, bias and priors are this process's own
         d_mean, d_var, held = total(ctx.group, d_mean, d_var, mass(tau, x.shape[2]))
-        inverse = invert(held)
+        inverse = invert(held)  # (K, 1)
         d_x = d_tau = d_priors = None
-        by_mean, by_var, by_x = d_mean * inverse, d_var * inverse, scale * weight
+        by_mean, by_var, by_x = d_mean * inverse, d_var * inverse, scale * weight  # (K, C)
         if ctx.needs_input_grad[1]:
             rows = []
             for k in range(len(mean)):
                 centered = x - mean[k, :, None]
                 slope = g * by_x[k, :, None] + by_mean[k, :, None] + centered * by_var[k, :, None]
                 rows.append((centered * slope).sum(1, keepdim=True) - (by_var * var)[k].sum())
-            d_tau = torch.cat(rows, 1).sum_to_size(tau.shape)
+            d_tau = torch.cat(rows, 1).sum_to_size(tau.shape)  # (N, K, L) or (N, K, 1)
         if ctx.needs_input_grad[2]:
-            d_priors = -0.5 * (q * scale).sum(1) * invert(priors)
-        if ctx.needs_input_grad[0]:  # last: it may overwrite shifted
-            through_moments = affine(shifted, mix(tau, 2 * by_var), mix(tau, by_mean - 2 * by_var * offset))
-            d_x = narrow(add_product(through_moments, g, mix(tau, by_x)), dtype)
+            d_priors = -0.5 * (q * scale).sum(1) * invert(priors)  # (K,)
+        if ctx.needs_input_grad[0]:
+            # last: it may overwrite shifted
+            through_moments = affine_(shifted, mix(tau, 2 * by_var), mix(tau, by_mean - 2 * by_var * offset))
+            d_x = narrow(add_product_(through_moments, g, mix(tau, by_x)), dtype)  # (N, C, L)
         return d_x, d_tau, d_priors, d_weight, d_bias, None, None
 
 
@@ -192,6 +194,8 @@ class MixtureNorm(nn.Module):
         check_positive(num_features=num_features, num_components=num_components, em_steps=em_steps)
         self.num_features, self.num_components, self.eps = num_features, num_components, eps
         self.momentum, self.affine, self.em_steps = momentum, affine, em_steps
+        # set to False, also by cnlib.frozen, training uses the batch and leaves the running mixture alone
+        self.track_running_stats = True
         self.gradient = check_gradient(gradient)
         at: dict[str, Any] = {"device": device, "dtype": dtype}
         k, c = num_components, num_features
@@ -201,22 +205,25 @@ class MixtureNorm(nn.Module):
         self.register_buffer("running_mean", torch.empty(k, c, **at))
         self.register_buffer("running_var", torch.empty(k, c, **at))
         self.register_buffer("num_batches_tracked", torch.tensor(0, device=device))
-        self.given: Tensor | None = None  # set by use_context
-        self.synchronized = False  # set by cnlib.synchronize, as is
+        # set by cnlib.use_context
+        self.given_responsibilities: Tensor | None = None
+        # set by cnlib.synchronize
+        self.synchronized = False
         self.process_group: ProcessGroup | None = None
         self.reset_parameters()
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
         """weight 1, bias 0; no mixture: priors 1/K, means 0, variances 1, until the first batch starts it."""
-        if self.weight is not None and self.bias is not None:
-            self.weight.fill_(1.0)
-            self.bias.fill_(0.0)
+        for parameter, value in ((self.weight, 1.0), (self.bias, 0.0)):
+            if parameter is not None:
+                parameter.fill_(value)
         self.running_prior.fill_(1 / self.num_components)
         self.running_mean.fill_(0.0)
         self.running_var.fill_(1.0)
         self.num_batches_tracked.zero_()
-        self.started = False  # Python's copy of num_batches_tracked > 0: a branch a compiled graph can take
+        # Python's copy of num_batches_tracked > 0: a branch a compiled graph can take
+        self.started = False
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         super()._load_from_state_dict(state_dict, prefix, *args)
@@ -226,11 +233,11 @@ class MixtureNorm(nn.Module):
 
     def forward(self, x: Tensor, responsibilities: Tensor | None = None) -> Tensor:
         check_input(x, self.num_features, "MixtureNorm")
-        given = self.given if responsibilities is None else responsibilities
-        if given is not None:
-            check_responsibilities(given, x, self.num_components, "MixtureNorm")
+        tau = self.given_responsibilities if responsibilities is None else responsibilities
+        if tau is not None:
+            check_responsibilities(tau, x, self.num_components, "MixtureNorm")
             check_values(
-                ((given.sum(1) - 1).abs() < 1e-2).all() & (given > -1e-3).all(),
+                ((tau.sum(1) - 1).abs() < 1e-2).all() & (tau > -1e-3).all(),
                 lambda: "MixtureNorm: responsibilities must be non-negative and sum to 1 over the components (axis 1)",
             )
         group, m = group_of(self), x.numel() // self.num_features
@@ -239,11 +246,11 @@ class MixtureNorm(nn.Module):
                 f"MixtureNorm: shape {tuple(x.shape)} has {m} value per channel, expected at least 2. "
                 "Use a larger batch, or call .eval()"
             )
-        return self._train(x, given, group) if self.training else self._evaluate(x, given)
+        return self._train(x, tau, group) if self.training else self._evaluate(x, tau)
 
-    def _train(self, x: Tensor, given: Tensor | None, group: ProcessGroup | None) -> Tensor:
+    def _train(self, x: Tensor, tau: Tensor | None, group: ProcessGroup | None) -> Tensor:
         wide = widen(x)
-        tau = self._fit(wide.detach(), group) if given is None else given.to(wide.dtype)
+        tau = self._fit(wide.detach(), group) if tau is None else tau.to(wide.dtype)
         own = x.numel() // self.num_features
         m: Tensor | int = own
         priors = tau.transpose(0, 1).flatten(1).mean(1)
@@ -251,52 +258,44 @@ class MixtureNorm(nn.Module):
             held, m = total(group, mass(flatten(tau), x.shape[2:].numel())[:, 0], wide.new_full((), own))
             priors = held / m
         y, mean, var = normalize_mixture(x, tau, priors, self.weight, self.bias, self.eps, self.gradient, group)
-        self._update_running(priors, mean, var, m)
+        if self.track_running_stats:
+            self.update_running(mean, var, m, priors)
         return y
+
+    def _running(self, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+        return self.running_prior.to(dtype), self.running_mean.to(dtype), self.running_var.to(dtype)
 
     @torch.no_grad()
     def _fit(self, x: Tensor, group: ProcessGroup | None = None) -> Tensor:
-        """tau (N, K, *) after em_steps of EM; the last M-step is the normalization's own moments."""
-        flat = flatten(x)
-        if self.started:
-            buffers = (self.running_prior, self.running_mean, self.running_var)
-            priors, mean, var = (b.to(x.dtype) for b in buffers)
-        else:
-            mean = seed_means(flat, self.num_components, group)
-            var, center = torch.var_mean(flat, (0, 2), correction=0)
-            _, _, var = pool(group, var.new_full((1,), flat.shape[0] * flat.shape[2]), center, var)
-            var = var.expand_as(mean)
-            priors = torch.full_like(mean[:, 0], 1 / self.num_components)
-        tau = log_joint(flat, priors, mean, var + self.eps).softmax(1)
-        for _ in range(self.em_steps - 1):
-            priors, mean, var = em_step(flat, tau, mean, var, group)
-            tau = log_joint(flat, priors, mean, var + self.eps).softmax(1)
+        """tau (N, K, *) after em_steps of EM from the running mixture, or from a start of its own where there is none;
+        the last M-step is the normalization's own moments."""
+        start = self._running(x.dtype) if self.started else None
+        tau = fit_diagonal(flatten(x), self.num_components, start, self.em_steps, self.eps, group)
         return tau.reshape(x.shape[0], self.num_components, *x.shape[2:])
 
     @torch.no_grad()
-    def _update_running(self, priors: Tensor, mean: Tensor, var: Tensor, m: Tensor | int) -> None:
+    def update_running(self, mean: Tensor, var: Tensor, m: Tensor | int, priors: Tensor) -> None:
+        """Move the running mixture towards a batch of m values a channel: mean, biased var (K, C), priors (K,)."""
         self.num_batches_tracked.add_(1)
         # The first batch replaces the arbitrary start: the means name the components for all later batches.
         rate = self.momentum if self.started else 1.0
         # An empty component has no moments in this batch; it keeps those it had.
         alive = (priors > 0).unsqueeze(1)
         count = (priors * m).unsqueeze(1)
-        unbiased = var * torch.where(count > 1.5, count / (count - 1).clamp_min(0.5), 1.0)
-        for running, batch in ((self.running_mean, mean), (self.running_var, unbiased)):
+        for running, batch in ((self.running_mean, mean), (self.running_var, unbiased(var, count))):
             running.copy_(torch.where(alive, running + rate * (batch - running), running))
         self.running_prior.copy_(self.running_prior + rate * (priors - self.running_prior))
         self.started = True
 
-    def _evaluate(self, x: Tensor, given: Tensor | None) -> Tensor:
-        wide = widen(x)
-        priors, mean, var = (b.to(wide.dtype) for b in (self.running_prior, self.running_mean, self.running_var))
-        flat = flatten(wide)
-        if given is None:
-            tau = log_joint(flat, priors, mean, var + self.eps).softmax(1)
+    def _evaluate(self, x: Tensor, tau: Tensor | None) -> Tensor:
+        flat = flatten(widen(x))
+        priors, mean, var = self._running(flat.dtype)
+        if tau is None:
+            tau = diagonal_log_joint(flat, priors, mean, var + self.eps).softmax(1)
         else:
-            tau = flatten(given.to(wide.dtype))
-        weight = torch.ones_like(mean[0]) if self.weight is None else self.weight.to(wide.dtype)
-        bias = torch.zeros_like(mean[0]) if self.bias is None else self.bias.to(wide.dtype)
+            tau = flatten(tau.to(flat.dtype))
+        weight = torch.ones_like(mean[0]) if self.weight is None else self.weight.to(flat.dtype)
+        bias = torch.zeros_like(mean[0]) if self.bias is None else self.bias.to(flat.dtype)
         return mixture_affine(flat, tau, priors, mean, var, weight, bias, self.eps).reshape(x.shape).to(x.dtype)
 
     def extra_repr(self) -> str:

@@ -10,33 +10,32 @@ from typing import TYPE_CHECKING, Any
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from cnlib.norm.batch import BatchNorm, Norm
-from cnlib.norm.context import ContextNorm
-from cnlib.norm.mixture import MixtureNorm
+from cnlib.norm import registry
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
-OURS = (Norm, MixtureNorm, ContextNorm)
-NORMS = (*OURS, nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
+TORCHS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
+Given = tuple[nn.Module, str, Tensor | None]
 
 
 @contextmanager
 def use_context(model: nn.Module, ids: Tensor | None = None, responsibilities: Tensor | None = None) -> Iterator[None]:
-    """Give every ContextNorm in ``model`` the context ids, and every MixtureNorm the responsibilities, of a batch.
+    """Give the layers in ``model`` the context ids and the responsibilities of a batch.
 
         with cnlib.use_context(model, ids):
             loss = criterion(model(x), y)
 
-    ids: (N,) integers; responsibilities: (N, K), or None to let MixtureNorm fit each batch. The model's forward
-    needs no extra argument, so this works through nn.Sequential, torch.compile and DistributedDataParallel;
+    ids: (N,) integers, for every layer that has an attribute `given_ids`, as ContextNorm has; responsibilities: (N, K),
+    for every one that has `given_responsibilities`, as MixtureNorm has; None lets it fit each batch. The model's
+    forward needs no extra argument, so this works through nn.Sequential, torch.compile and DistributedDataParallel;
     nn.DataParallel splits both over its replicas as it splits x. Blocks nest; on leaving, the former values
     are back. Keep the backward pass inside when activations are recomputed in it (checkpointing).
     """
     for name, value in (("ids", ids), ("responsibilities", responsibilities)):
         if value is not None and not isinstance(value, Tensor):
             raise TypeError(f"use_context: {name} is a {type(value).__name__}, expected a torch.Tensor")
-    former = _give(model, ids, responsibilities)
+    former = _set_given(model, ids, responsibilities)
     hooks = []
     for module in model.modules():
         if isinstance(module, nn.DataParallel):
@@ -45,43 +44,48 @@ def use_context(model: nn.Module, ids: Tensor | None = None, responsibilities: T
             hooks.append(
                 module.register_forward_pre_hook(lambda _, a, k, given=given: (a, k | given), with_kwargs=True)
             )
-            hooks.append(module.module.register_forward_pre_hook(_take, with_kwargs=True))
+            hooks.append(module.module.register_forward_pre_hook(_set_given_of_replica, with_kwargs=True))
     try:
         yield
     finally:
         for hook in hooks:
             hook.remove()
-        for layer, value in former:
-            layer.given = value
+        # backwards: a wrapper that passes attributes on shows one layer twice
+        for layer, attribute, value in reversed(former):
+            setattr(layer, attribute, value)
 
 
-def _give(model: nn.Module, ids: Tensor | None, responsibilities: Tensor | None) -> list[tuple[Any, Tensor | None]]:
-    former: list[tuple[Any, Tensor | None]] = []
+def _set_given(model: nn.Module, ids: Tensor | None, responsibilities: Tensor | None) -> list[Given]:
+    """Hand both to the layers that take them; returns layer, attribute and the value it had before."""
+    former: list[Given] = []
     for name, layer in model.named_modules():
-        if isinstance(layer, ContextNorm | MixtureNorm):
-            former.append((layer, layer.given))
-            layer.given = ids if isinstance(layer, ContextNorm) else responsibilities
-        if isinstance(layer, ContextNorm):
-            layer.name = name.replace("_orig_mod.", "")  # torch.compile's wrapper is not part of the user's name
+        for attribute, value in (("given_ids", ids), ("given_responsibilities", responsibilities)):
+            if hasattr(layer, attribute):
+                former.append((layer, attribute, getattr(layer, attribute)))
+                setattr(layer, attribute, value)
+        if hasattr(layer, "given_ids") and hasattr(layer, "name"):
+            # torch.compile's wrapper is not part of the user's name
+            layer.name = ".".join(part for part in name.split(".") if part != "_orig_mod")
     return former
 
 
-def _take(replica: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+def _set_given_of_replica(replica: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     """Runs on each replica: its part of the batch arrives as keyword arguments and goes to its own layers."""
     if "_ids" in kwargs:
-        _give(replica, kwargs.pop("_ids"), kwargs.pop("_responsibilities"))
+        _set_given(replica, kwargs.pop("_ids"), kwargs.pop("_responsibilities"))
     return args, kwargs
 
 
 def synchronize(model: nn.Module, process_group: ProcessGroup | bool | None = None) -> nn.Module:
-    """Let every BatchNorm and MixtureNorm in ``model`` take its batch statistics over all processes of a group.
+    """Let the layers in ``model`` with batch statistics take them over all processes of a group.
 
         torch.distributed.init_process_group("gloo")
         model = torch.nn.parallel.DistributedDataParallel(cnlib.synchronize(model))
 
-    In training, each process then normalizes its part of the batch as one process would the whole: outputs, gradients
-    with respect to the sum of all losses, and running buffers are the same, for parts of any size. All processes have
-    to run the layers equally often. Contexts need nothing: pass each process those of its own samples.
+    These are the layers that have an attribute `synchronized`: BatchNorm and MixtureNorm. In training, each process
+    then normalizes its part of the batch as one process would the whole: outputs, gradients with respect to the sum of
+    all losses, and running buffers are the same, for parts of any size. All processes have to run the layers equally
+    often. Contexts need nothing: pass each process those of its own samples.
     process_group: None is all processes; False undoes it. In place; returns the model. As torch.nn.SyncBatchNorm does
     for its own layers. Raises RuntimeError where torch.distributed is not initialized, ValueError in a process that is
     not of the group.
@@ -93,8 +97,8 @@ def synchronize(model: nn.Module, process_group: ProcessGroup | bool | None = No
     if on and dist.get_rank(group) < 0:
         raise ValueError(f"synchronize: process {dist.get_rank()} is not a member of the group it was given")
     for layer in model.modules():
-        if isinstance(layer, BatchNorm | MixtureNorm):
-            layer.synchronized, layer.process_group = on, group
+        if hasattr(layer, "synchronized"):
+            layer.synchronized, layer.process_group = on, group  # type: ignore[assignment]
     return model
 
 
@@ -104,12 +108,13 @@ def convert(model: nn.Module, factories: Mapping[str, Callable[[int], nn.Module]
         cnlib.convert(resnet, {"bn1": cnlib.BatchNorm, "layer3.*": lambda c: cnlib.ContextNorm(c, 3)})
 
     A key is a layer's name as in ``model.named_modules()``, or a pattern (``*``, ``?``) over the names of norm
-    layers; the last key that fits wins. A factory gets the number of channels. The new layer takes over device,
-    type and train/eval mode, and the parameters and buffers where both layers have the same ones. A layer that has
-    several names is one layer: the last key that fits any of them swaps it under all.
+    layers: torch's and those of ``cnlib.norm.registry.NORMS``. An empty ``cnlib.norm.Place`` is filled by its name;
+    no pattern means it. The last key that fits wins. A factory gets the number of channels. The new layer takes over
+    device, type and train/eval mode, and the parameters and buffers where both layers have the same ones. A layer that
+    has several names is one layer: the last key that fits any of them swaps it under all.
     Raises ValueError for a key that fits no layer, a layer whose channels cannot be told, and where a layer of cnlib
-    would replace an nn.LayerNorm: ours have the channels on axis 1, where a transformer has its tokens, and
-    nn.LayerNorm has them on the last. Source of the idea: timm.
+    would replace an nn.LayerNorm or nn.RMSNorm: ours have the channels on axis 1, where a transformer has its tokens,
+    and these have them on the last. Source of the idea: timm.
     """
     layers = dict(model.named_modules(remove_duplicate=False))
     plan: dict[nn.Module, tuple[str, Callable[[int], nn.Module]]] = {}
@@ -118,7 +123,7 @@ def convert(model: nn.Module, factories: Mapping[str, Callable[[int], nn.Module]
         if not names:
             raise ValueError(f"convert: no layer is called {key!r}; norm layers here are {_norms(layers)}")
         plan |= {layers[name]: (name, factory) for name in names}
-    swapped = {layer: _replacement(name, layer, factory) for layer, (name, factory) in plan.items()}
+    swapped = {layer: _replacement(name, layer, factory, model) for layer, (name, factory) in plan.items()}
     if model in swapped:
         return swapped[model]
     for name, layer in layers.items():  # only now: an error above leaves the model as it was
@@ -128,11 +133,17 @@ def convert(model: nn.Module, factories: Mapping[str, Callable[[int], nn.Module]
     return model
 
 
+def _ours(layer: nn.Module) -> bool:
+    """Whether a layer is of the registry, and no empty place."""
+    known = tuple(entry.layer for entry in registry.NORMS.values())
+    return isinstance(layer, known) and not isinstance(layer, registry.Place)
+
+
 def _norms(layers: Mapping[str, nn.Module]) -> list[str]:
-    return [name for name, layer in layers.items() if isinstance(layer, NORMS)]
+    return [name for name, layer in layers.items() if _ours(layer) or isinstance(layer, TORCHS)]
 
 
-def _replacement(name: str, old: nn.Module, factory: Callable[[int], nn.Module]) -> nn.Module:
+def _replacement(name: str, old: nn.Module, factory: Callable[[int], nn.Module], model: nn.Module) -> nn.Module:
     shape = getattr(old, "normalized_shape", None)
     channels = shape[0] if shape else getattr(old, "num_features", getattr(old, "num_channels", None))
     if not isinstance(channels, int):
@@ -140,14 +151,16 @@ def _replacement(name: str, old: nn.Module, factory: Callable[[int], nn.Module])
     new = factory(channels)
     if not isinstance(new, nn.Module):
         raise TypeError(f"convert: the factory for {name!r} returned a {type(new).__name__}, expected an nn.Module")
-    if isinstance(old, nn.LayerNorm) and isinstance(new, OURS):
+    if shape and _ours(new):
         raise ValueError(
-            f"convert: layer {name!r} is an nn.LayerNorm, with its channels on the last axis; a {type(new).__name__} "
-            "of cnlib has them on axis 1 and would take another axis for them. Leave this layer out, or let the "
-            "factory return a module that moves the axis there and back: x.movedim(-1, 1), then y.movedim(1, -1)"
+            f"convert: layer {name!r} is an nn.{type(old).__name__}, with its channels on the last axis; a "
+            f"{type(new).__name__} of cnlib has them on axis 1 and would take another axis for them. Leave this layer "
+            "out, or let the factory return a module that moves the axis there and back: x.movedim(-1, 1), then "
+            "y.movedim(1, -1)"
         )
     state = old.state_dict()
-    like = next((t for t in state.values() if t.is_floating_point()), None)
+    # a layer without values is where the rest of its model is
+    like = next((t for t in (*state.values(), *model.parameters()) if t.is_floating_point()), None)
     if like is not None:
         new.to(device=like.device, dtype=like.dtype)
     wanted = {key: value.shape for key, value in new.state_dict().items()}

@@ -53,14 +53,16 @@ def gather(group: ProcessGroup | None, *own: Tensor) -> tuple[Tensor, ...]:
 
 
 def pool(group: ProcessGroup | None, mass: Tensor, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Mass, mean and biased variance of all samples together, from those of each process.
+    """Mass, mean and biased variance of all samples of a group together, from those of each process."""
+    return (mass, mean, var) if group is None else combine(*gather(group, mass, mean, var))
 
-    var = sum_p share_p (var_p + (mean_p - mean)^2), all terms positive, where E[x^2] - E[x]^2 would cancel. mass
-    broadcasts against mean; a process without mass takes no part, whatever its moments (Chan et al. 1979).
+
+def combine(masses: Tensor, means: Tensor, variances: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Mass, mean and biased variance of all parts of a sample together, from those of each, along the first axis.
+
+    var = sum_p share_p (var_p + (mean_p - mean)^2), all terms positive, where E[x^2] - E[x]^2 would cancel. masses
+    broadcast against means; a part without mass counts for nothing, whatever its moments (Chan et al. 1979).
     """
-    if group is None:
-        return mass, mean, var
-    masses, means, variances = gather(group, mass, mean, var)
     means, variances = (torch.where(masses > 0, value, 0) for value in (means, variances))
     whole = masses.sum(0)
     share = masses / whole.clamp_min(torch.finfo(whole.dtype).tiny)

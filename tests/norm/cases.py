@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.autograd import gradcheck, gradgradcheck
+
+from cnlib.norm.registry import NORMS, create
 
 GRADIENTS = ("manual", "autograd")
 
@@ -75,3 +78,30 @@ def run(layer: nn.Module, x: Tensor, *extra: Tensor) -> tuple[Tensor, Tensor, di
 
 def assert_same(one: Any, two: Any, **tolerance: float) -> None:
     torch.testing.assert_close(one, two, **tolerance)
+
+
+IDS = torch.tensor([0, 2, 1, 2])
+# how the contract tests make a layer of the registry, where its defaults are not enough: name of the case, options
+OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
+    "in": {"": {"track_running_stats": True}},
+    "gn": {"": {"num_groups": 3}},
+    "cn": {"": {"affine": True}, " linear": {"encoder": "linear"}, " embedder": {"encoder": "embedder"}},
+}
+
+
+def cases(names: Mapping[str, Any] = NORMS) -> dict[str, tuple[Callable[..., nn.Module], tuple[Tensor, ...]]]:
+    """Of each layer of the registry with 6 channels: how to make it, and what its forward takes after x (4, 6, *)."""
+    found: dict[str, tuple[Callable[..., nn.Module], tuple[Tensor, ...]]] = {}
+    for name in names:
+        if name == "none":
+            continue
+        for case, options in OPTIONS.get(name, {"": {}}).items():
+            make = partial(create, name, 6, **options)
+            layer = make()
+            found[name + case] = make, (IDS,) if hasattr(layer, "given_ids") else ()
+            if hasattr(layer, "given_responsibilities"):
+                found[f"{name}{case} given"] = make, (double((4, 3), 5).softmax(1).float(),)
+    return found
+
+
+LAYERS = cases()

@@ -1,5 +1,6 @@
 """ContextNorm against finite differences, its definition, the printed gradient, and the authors' layers."""
 
+import copy
 import importlib
 
 import pytest
@@ -22,7 +23,7 @@ from torch import nn
 from torch.autograd import gradcheck
 
 import cnlib
-from cnlib.norm.context import ENCODERS
+from cnlib.norm.context import ENCODERS, STARTS
 
 F = cnlib.functional
 
@@ -137,18 +138,53 @@ def test_it_starts_as_the_identity_up_to_eps_and_learns_the_contexts(encoder):
         assert_same(var[r].detach(), data[ids == r].var(0, correction=0), atol=0.02, rtol=0.02)
 
 
-def test_start_from_takes_the_moments_of_a_batch():
+@pytest.mark.parametrize("start", STARTS)
+@pytest.mark.parametrize("encoder", ENCODERS)
+def test_start_from_takes_the_moments_of_a_batch(encoder, start):
     x, ids = double((30, 3, 4), 0, scale=3, shift=5), draw_ids(30, 2, 0)
-    layer = cnlib.ContextNorm(3, 3).double()
+    layer = cnlib.ContextNorm(3, 3, encoder=encoder, start=start).double()
+    before = [moment.detach().clone() for moment in layer.moments()]
     layer.start_from(x, ids)
     y = layer(x, ids)
     for r in range(2):
         values = y[ids == r].transpose(0, 1).flatten(1)
         assert_same(values.mean(1), torch.zeros(3).double(), atol=1e-9, rtol=0)
         assert_same(values.var(1, correction=0), torch.ones(3).double(), atol=1e-4, rtol=0)
-    assert_same(layer.mean[2].detach(), torch.zeros(3).double())  # the absent context keeps its start
-    with pytest.raises(ValueError, match="table"):
-        cnlib.ContextNorm(3, 2, encoder="linear").start_from(x, ids)
+    # the absent context keeps its start
+    for moment, then in zip(layer.moments(), before, strict=True):
+        assert_same(moment[2].detach(), then[2])
+
+
+def test_start_from_says_where_an_embedding_is_too_small():
+    x, ids = double((30, 3), 0, scale=3), torch.arange(30) % 5
+    small = cnlib.ContextNorm(3, 5, encoder="embedder", embedding_dim=3).double()
+    before = copy.deepcopy(small.state_dict())
+    with pytest.raises(ValueError, match="embedding of 3 numbers.*5 contexts; use embedding_dim=4 or more"):
+        small.start_from(x, ids)
+    assert_same(dict(small.state_dict()), dict(before))
+    layer = cnlib.ContextNorm(3, 5, encoder="embedder", embedding_dim=4).double()
+    layer.start_from(x, ids)
+    for r in range(5):
+        assert_same(layer.moments()[0][r].detach(), x[ids == r].mean(0))
+
+
+def test_glorot_start_is_the_authors():
+    """Means and log standard deviations uniform in +-sqrt(6 / (T + C)), biases 0 (their programs' Dense layers)."""
+    t, c = 300, 200
+    limit = (6 / (t + c)) ** 0.5
+    for encoder in ("table", "linear"):
+        layer = cnlib.ContextNorm(c, t, encoder=encoder, affine=True, start="glorot")
+        mean, var = layer.moments()
+        for drawn in (mean, 0.5 * var.log()):
+            assert 0.99 * limit < float(drawn.detach().abs().max()) <= limit * (1 + 1e-5)
+            assert_same(drawn.detach().std(), torch.tensor(limit / 3**0.5), rtol=0.02, atol=0)
+        assert (layer.weight == 1).all() and (layer.bias == 0).all()
+    layer = cnlib.ContextNorm(c, t, encoder="embedder", embedding_dim=50, start="glorot")
+    weights = {"embedder": t + 50, "mean_encoder": 50 + c, "log_var_encoder": 50 + c}
+    for name, size in weights.items():
+        linear, scale = layer.get_submodule(name), 2 if name == "log_var_encoder" else 1
+        assert_same(linear.weight.detach().std(), torch.tensor(scale * (2 / size) ** 0.5), rtol=0.03, atol=0)
+        assert (linear.bias == 0).all()
 
 
 def test_cn_plus_is_mixture_norm_under_the_learned_gaussians():
@@ -263,7 +299,7 @@ def test_bad_moments_and_options_are_named():
         F.context_norm(torch.zeros(4, 2), ids, torch.zeros(1, 2), torch.full((1, 2), -0.5))
     with pytest.raises(ValueError, match=r"\(T, 2\)"):
         F.context_norm(torch.zeros(4, 2), ids, torch.zeros(1, 3), torch.ones(1, 3))
-    for options in ({"encoder": "mlp"}, {"gradient": "numeric"}, {"num_contexts": 0}):
+    for options in ({"encoder": "mlp"}, {"start": "zero"}, {"gradient": "numeric"}, {"num_contexts": 0}):
         with pytest.raises(ValueError, match="expected"):
             cnlib.ContextNorm(**({"num_features": 2, "num_contexts": 2} | options))
     layer = cnlib.ContextNorm(2, 2).eval()

@@ -1,13 +1,14 @@
-"""LayerNorm, InstanceNorm and GroupNorm against finite differences and torch.nn."""
+"""LayerNorm, InstanceNorm, GroupNorm and RMSNorm against finite differences and torch.nn."""
 
 import pytest
 import torch
-from cases import GRADIENTS, assert_same, check_layer_gradients, double, run, seeds, shake, shapes
+from cases import GRADIENTS, assert_same, check_gradients, check_layer_gradients, double, run, seeds, shake, shapes
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import nn
 
 import cnlib
+from cnlib.norm.family import RootMeanSquare
 
 INSTANCE = {3: nn.InstanceNorm1d, 4: nn.InstanceNorm2d, 5: nn.InstanceNorm3d}
 
@@ -76,6 +77,40 @@ def test_instance_norm_parity(shape, seed, affine, track):
         ours.eval(), theirs.eval()
 
 
+@given(shape=shapes, seed=seeds, affine=st.booleans())
+def test_rms_gradients(shape, seed, affine):
+    x = double(shape, seed)
+    check_layer_gradients(shake(cnlib.RMSNorm(shape[1], eps=1e-3, affine=affine)), x)
+    manual, autograd = (shake(cnlib.RMSNorm(shape[1], affine=affine, gradient=g)) for g in GRADIENTS)
+    assert_same(run(manual, x), run(autograd, x))
+
+
+def test_gradients_through_the_mean_square_it_returns():
+    x, w = double((3, 2, 4), 0), double((1, 2, 1), 1)
+    check_gradients(lambda x, w: RootMeanSquare.apply(x, w, 1e-3), x, w)
+    check_gradients(lambda x: RootMeanSquare.apply(x, None, 1e-3)[1], x)
+
+
+@given(n=st.integers(1, 4), c=st.integers(1, 5), seed=seeds, affine=st.booleans(), eps=st.sampled_from([None, 1e-3]))
+def test_rms_parity(n, c, seed, affine, eps):
+    x = double((n, c), seed, scale=3, shift=2)
+    theirs = shake(nn.RMSNorm(c, eps=eps, elementwise_affine=affine))
+    ours = cnlib.RMSNorm(c, eps=eps, affine=affine).double()
+    ours.load_state_dict(theirs.state_dict(), strict=True)
+    assert_same(run(ours, x), run(theirs, x))
+    assert_same(run(ours.eval(), x), run(theirs.eval(), x))
+    # over all channels and positions of a sample
+    wide = double((n, c, 3, 2), seed)
+    everything = nn.RMSNorm(wide.shape[1:], eps=eps, elementwise_affine=False)
+    assert_same(run(cnlib.RMSNorm(c, eps=eps, affine=False), wide)[:2], run(everything, wide)[:2])
+
+
+def test_rms_of_zeros_is_zero_and_scale_does_not_matter():
+    assert_same(cnlib.RMSNorm(3)(torch.zeros(2, 3)), torch.zeros(2, 3))
+    x = double((4, 3, 5), 0)
+    assert_same(cnlib.RMSNorm(3, eps=0.0).double()(1e3 * x), cnlib.RMSNorm(3, eps=0.0).double()(x))
+
+
 def test_index_sets_are_one_family():
     # GroupNorm with one group is LayerNorm, with C groups InstanceNorm; one sample makes BatchNorm InstanceNorm
     x = double((3, 4, 5), 0)
@@ -90,7 +125,7 @@ def test_large_mean_stays_accurate_in_float32(layer):
     assert_same(layer(x).double(), layer(x.double()), atol=2e-3, rtol=0)
 
 
-@pytest.mark.parametrize("layer", [cnlib.LayerNorm(3), cnlib.GroupNorm(1, 3), cnlib.InstanceNorm(3)])
+@pytest.mark.parametrize("layer", [cnlib.LayerNorm(3), cnlib.GroupNorm(1, 3), cnlib.InstanceNorm(3), cnlib.RMSNorm(3)])
 @pytest.mark.parametrize(
     ("x", "error"),
     [

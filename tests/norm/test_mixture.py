@@ -19,7 +19,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 import cnlib
-from cnlib.norm.gaussians import seed_means
+from cnlib.norm.gaussians import start_means
 from cnlib.norm.mixture import MixtureStandardize
 
 F = cnlib.functional
@@ -230,7 +230,7 @@ class TestExpectationMaximization:
         x, which = self.two_clusters()
         for s in range(20):
             torch.manual_seed(s)
-            means = seed_means(x, 2)
+            means = start_means(x, 2)
             assert float(means[0, 0] * means[1, 0]) < 0, "both starts fell into one of two far clusters"
 
     def test_state_dict_keeps_the_mixture(self):

@@ -56,7 +56,7 @@ def test_an_error_inside_ends_the_block():
     model = network()
     with pytest.raises(KeyError), cnlib.use_context(model, IDS):
         raise KeyError
-    assert all(layer.given is None for layer in model.modules() if isinstance(layer, cnlib.ContextNorm))
+    assert all(layer.given_ids is None for layer in model.modules() if isinstance(layer, cnlib.ContextNorm))
 
 
 @pytest.mark.parametrize(
