@@ -7,7 +7,7 @@ import re
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import fields
 from enum import StrEnum
 from pathlib import Path
@@ -15,18 +15,19 @@ from typing import Annotated, Any
 
 import typer
 
+from cnlib.data.command import FAILED, data_app, data_names
+
 HELP = """Batch, mixture and context normalization: rerun the published experiments, and compare.
 
 Exit codes: 0 done; 1 something failed (a run, a check, a download); 2 wrong usage; 3 stopped in time, runs are left for
 the next call; 130 interrupted. Whatever was finished is kept: the same command goes on from there.
 """
-FAILED, UNFINISHED, INTERRUPTED = 1, 3, 130
+UNFINISHED, INTERRUPTED = 3, 130
 DEVICES = ("cpu", "cuda", "mps")
 
 app = typer.Typer(
     name="cnlib", help=HELP, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="markdown"
 )
-data_app = typer.Typer(help="Data sets: what there is, fetch one, check its files.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 
 
@@ -73,17 +74,9 @@ def experiment_names() -> list[str]:
     return list(EXPERIMENTS)
 
 
-def data_names() -> list[str]:
-    from cnlib import data
-
-    return data.names()
-
-
 Profile = Annotated[
     str,
-    typer.Option(
-        help="sizes: smoke (seconds), book (digits), reduced (CPU), narrow (quarter of the width), paper"
-    ),
+    typer.Option(help="sizes: smoke (seconds), book (digits), reduced (CPU), narrow (quarter of the width), paper"),
 ]
 Device = Annotated[str, typer.Option(help="cpu, cuda or mps")]
 Threads = Annotated[int, typer.Option(min=1, help="of the CPU, for each process; sums depend on it in the last bit")]
@@ -132,9 +125,9 @@ def run(
 
     if name not in EXPERIMENTS:
         raise typer.BadParameter(f"{name!r}: expected one of {', '.join(EXPERIMENTS)}", param_hint="NAME")
-    given = {"dataset": dataset, "lr": lr, "weight_decay": weight_decay}
-    given["placement"] = None if placement is None else tuple(placement.split(","))  # type: ignore[assignment]
-    given = {key: value for key, value in given.items() if value is not None} | dict(map(change, changes or []))
+    slots = None if placement is None else tuple(placement.split(","))
+    options: dict[str, Any] = {"dataset": dataset, "lr": lr, "weight_decay": weight_decay, "placement": slots}
+    given = {key: value for key, value in options.items() if value is not None} | dict(map(change, changes or []))
     try:
         config = EXPERIMENTS[name].config(method, seed, profile, **given)
         check(config, TASKS)
@@ -189,7 +182,8 @@ def _run(configs: Mapping[str, Any], out: Path, device: str, threads: int, until
         raise typer.BadParameter(f"{device!r} cannot be used here: {reason}", param_hint="--device") from error
     torch.set_num_threads(threads)
     if dry_run:
-        _announce(configs, out, device)
+        for line in sweeps.preview(configs, out, device):
+            typer.echo(line, err=line.startswith("error: "))
         return
     try:
         results = sweeps.sweep(configs, out, device=device, minutes=until)
@@ -201,49 +195,6 @@ def _run(configs: Mapping[str, Any], out: Path, device: str, threads: int, until
         typer.echo(", ".join(f"{count} {status}" for status, count in counts.items()) + f"; records are in {out}")
     left = counts.keys() & {"unfinished", "not started", "busy"}
     raise typer.Exit(FAILED if "failed" in counts else UNFINISHED if left else 0)
-
-
-def _announce(configs: Mapping[str, Any], out: Path, device: str) -> None:
-    """What a sweep would do. Runs that differ in seed and rates alone take equally long: one of them is timed."""
-    from dataclasses import replace
-
-    from cnlib import data
-    from cnlib.sweeps.run import EXPLAINED, estimate, recorded, remembering
-
-    load, known, printed = remembering(data.load), dict[Any, float | None](), set[str]()
-    total, unknown = 0.0, 0
-    for name, config in configs.items():
-        try:
-            if recorded(config, out / f"{name}.jsonl"):
-                typer.echo(f"{name}: recorded")
-                continue
-        except EXPLAINED as error:
-            typer.echo(f"{name}: would fail: {error}")
-            continue
-        kind = replace(config, seed=0, lr=1.0, weight_decay=0.0)
-        if kind not in known:
-            try:
-                known[kind] = estimate(config, device, load(config.dataset))
-            except EXPLAINED as error:
-                known[kind] = None
-                if str(error) not in printed:
-                    typer.echo(f"error: {error}", err=True)
-                printed.add(str(error))
-        seconds = known[kind]
-        if seconds is None:
-            unknown += 1
-            typer.echo(f"{name}: cannot be timed, see above")
-        else:
-            total += seconds
-            typer.echo(f"{name}: about {clock(seconds)}")
-    rest = f", {unknown} runs that cannot be timed" if unknown else ""
-    typer.echo(f"in all about {clock(total)} on {device}, without the mixture fits{rest}; records would go to {out}")
-
-
-def clock(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 @app.command()
@@ -269,58 +220,6 @@ def report(
     else:
         typer.echo(results.to_text(cells).to_string(index=False))
     typer.echo(", ".join(f"{n} {verdict}" for verdict, n in Counter(cell.verdict for cell in cells).items()), err=True)
-
-
-@data_app.command("list")
-def list_data() -> None:
-    """The data sets that can be named, and which of them are here."""
-    from cnlib import data
-
-    try:
-        typer.echo(f"in {data.root()} (set CNLIB_DATA for another place)")
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from error
-    for name in data.names():
-        here = name == "digits" or (data.root() / name).is_dir()
-        typer.echo(f"{name:<20}{'here' if here else 'to be fetched'}")
-
-
-@data_app.command()
-def fetch(names: Annotated[list[str], typer.Argument(help="one or more", autocompletion=data_names)]) -> None:
-    """Download data sets, check them, convert them. What is here already is not fetched again."""
-    from cnlib import data
-
-    def fetched(name: str) -> str:
-        found = data.load(name)
-        shape = "x".join(map(str, found.train_images.shape[1:]))
-        return f"{len(found.train_labels):,} + {len(found.test_labels):,} images of {shape}"
-
-    _each(names, fetched)
-
-
-@data_app.command()
-def verify(names: Annotated[list[str], typer.Argument(help="one or more", autocompletion=data_names)]) -> None:
-    """Compare the files of data sets with the checksums written when they were converted."""
-    from cnlib import data
-
-    def verified(name: str) -> str:
-        if name == "digits":
-            return "part of scikit-learn, nothing to check"
-        return f"{len(data.verify(name))} files as converted"
-
-    _each(names, verified)
-
-
-def _each(names: list[str], function: Callable[[str], str]) -> None:
-    """Print what the function says of each name; what fails is reported, and the rest goes on."""
-    failed = False
-    for name in names:
-        try:
-            typer.echo(f"{name}: {function(name)}")
-        except (ImportError, OSError, ValueError) as error:
-            typer.echo(f"error: {error}", err=True)
-            failed = True
-    raise typer.Exit(FAILED if failed else 0)
 
 
 @app.command(context_settings={"ignore_unknown_options": True})

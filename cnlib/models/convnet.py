@@ -7,8 +7,7 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from cnlib.norm import BatchNorm
-from cnlib.norm.registry import Place
+from cnlib.norm import BatchNorm, Place
 
 Factory = Callable[[int], nn.Module]
 WIDTHS = {"conv1": (64, 5), "conv2": (128, 5), "conv3": (128, 5), "conv4": (256, 3)}  # name: channels, kernel
@@ -18,8 +17,8 @@ class ConvNet(nn.Sequential):
     """conv 5x5 (64), conv 5x5 (128), conv 5x5 (128), conv 3x3 (256), average pool, linear.
 
     (N, in_channels, H, W) -> (N, num_classes). Each convolution is followed by a norm layer and ReLU, the first
-    three by a max pool. Layers are called conv1, norm1, relu1, pool1, ... ; `norm` makes every norm layer, and norm0, on
-    the image, is an empty place (CN-Channels goes there).
+    three by a max pool. Layers are called conv1, norm1, relu1, pool1, ... ; `norm` makes every norm layer, and norm0,
+    on the image, is an empty place (CN-Channels goes there).
     width: factor on all channel counts (1.0: Table IV). image_size: (height, width), or one number for both, to check
     the input. bias: of the convolutions; a norm layer's own shift makes it redundant, so it is off unless you take
     norms away.

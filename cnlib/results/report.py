@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 from cnlib.experiments import EXPERIMENTS
 from cnlib.results.intervals import LATE, Difference, Interval, interval, value_at
@@ -13,9 +12,6 @@ from cnlib.results.papers import published, tables
 from cnlib.results.runs import experiments, load
 from cnlib.sweeps import Experiment, Printed
 from cnlib.training import Config, Run
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 VERDICTS = {
     "reproduced": "the difference from the baseline (BN, for the ConvNet) has the printed sign, and leaves 0 out of "
@@ -80,65 +76,6 @@ def reproduction(runs: Sequence[Run] | None = None, names: Iterable[str] | None 
         found = next((e for e in EXPERIMENTS.values() if name in e.printed), None)
         cells += [_cell(name, row, found, recorded) for row in published(name).rows]
     return cells
-
-
-def to_numbers(cells: Sequence[Cell]) -> pd.DataFrame:
-    """One row a cell, a number or nothing in each column, in percent and percentage points; gaps are to `baseline`."""
-    import pandas as pd
-
-    def reading(name: str, value: Interval | None) -> dict[str, object]:
-        half = value.half if value and value.n > 1 else None  # a single value has no interval
-        return {f"{name}_mean": value and value.mean, f"{name}_half": half, f"{name}_n": value and value.n}
-
-    def row(cell: Cell) -> dict[str, object]:
-        gap = cell.ours_gap
-        return {
-            "table": cell.table,
-            "cell": cell.label,
-            "baseline": cell.baseline,
-            "printed": cell.published,
-            "printed_gap": cell.gap,
-            **reading("ours", cell.ours),
-            **reading("last_three", cell.late),
-            **reading("ours_gap", gap.best if gap else None),
-            **reading("last_three_gap", gap.late if gap else None),
-            "diverged": cell.diverged,
-            "verdict": cell.verdict,
-            "profile": cell.profile,
-            "command": cell.command,
-        }
-
-    frame = pd.DataFrame([row(cell) for cell in cells])
-    return frame.astype({name: "Int64" for name in frame.columns if name.endswith("_n")})
-
-
-def to_text(cells: Sequence[Cell]) -> pd.DataFrame:
-    """The same as text, to print on a page or in a terminal."""
-    import pandas as pd
-
-    def text(value: Interval | float | None, spec: str) -> str:
-        return "" if value is None else format(value, spec)
-
-    def seeds(cell: Cell) -> str:
-        counted = cell.ours_gap.best if cell.ours_gap else cell.ours
-        return "" if counted is None else f"{counted.n}" + (f", {cell.diverged} diverged" if cell.diverged else "")
-
-    baseline = " or ".join(dict.fromkeys(cell.baseline for cell in cells if cell.baseline)) or "baseline"
-    return pd.DataFrame(
-        {
-            "table": [cell.table for cell in cells],
-            "cell": [cell.label for cell in cells],
-            "printed": [text(cell.published, ".2f") for cell in cells],
-            "ours": [text(cell.ours, ".1f") for cell in cells],
-            "last three": [text(cell.late, ".1f") for cell in cells],
-            "seeds": [seeds(cell) for cell in cells],
-            f"printed - {baseline}": [text(cell.gap, "+.2f") for cell in cells],
-            f"ours - {baseline}": [text(cell.ours_gap.best if cell.ours_gap else None, "+.1f") for cell in cells],
-            f"last three - {baseline}": [text(cell.ours_gap.late if cell.ours_gap else None, "+.1f") for cell in cells],
-            "verdict": [f"{cell.verdict} ({cell.profile})" if cell.profile else cell.verdict for cell in cells],
-            "command": [cell.command for cell in cells],
-        }
-    )
 
 
 class RunIndex:

@@ -4,7 +4,8 @@ from cnlib.training.build import check
 from cnlib.training.checkpoint import Busy
 from cnlib.training.config import Config
 from cnlib.training.loop import train
+from cnlib.training.readings import TestSet
 from cnlib.training.records import Run, read
-from cnlib.training.trainer import TASKS, TestSet, Trainer
+from cnlib.training.trainer import TASKS, Trainer
 
 __all__ = ["TASKS", "Busy", "Config", "Run", "TestSet", "Trainer", "check", "read", "train"]

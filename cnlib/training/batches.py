@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -41,13 +42,10 @@ def moments(images: np.ndarray) -> tuple[Tensor, Tensor]:
     return torch.tensor(mean, dtype=torch.float32), torch.tensor(np.where(std > 0, std, 1), dtype=torch.float32)
 
 
-ALONGSIDE = ("labels", "ids", "responsibilities", "domains")
-
-
 class Split:
     """Images (N, H, W, C) uint8 and what goes with each, on `device`; `statistics`, (mean, std), normalize batches.
 
-    labels (N,), ids (N,), responsibilities (N, K), domains (N,): arrays or tensors; the last three may be None.
+    labels (N,). columns: what else a batch has of each image, "ids" (N,), "responsibilities" (N, K), "domains" (N,).
     """
 
     def __init__(
@@ -56,25 +54,21 @@ class Split:
         labels: np.ndarray,
         statistics: tuple[Tensor, Tensor],
         device: torch.device,
-        ids: Tensor | None = None,
-        responsibilities: Tensor | None = None,
-        domains: np.ndarray | None = None,
+        columns: Mapping[str, Tensor | np.ndarray | None] | None = None,
         channels_last: bool = True,
     ) -> None:
         self.channels_last = channels_last
         self.images = torch.from_numpy(np.array(images)).to(device)
         self.mean, self.scale = statistics[0].to(device), statistics[1].reciprocal().to(device)
-        given = {"labels": labels, "ids": ids, "responsibilities": responsibilities, "domains": domains}
-        self.alongside = {key: None if v is None else torch.as_tensor(v).to(device) for key, v in given.items()}
+        given = {"labels": labels, **(columns or {})}
+        self.alongside = {key: torch.as_tensor(v).to(device) for key, v in given.items() if v is not None}
 
     def __len__(self) -> int:
         return len(self.images)
 
     @property
     def labels(self) -> Tensor:
-        labels = self.alongside["labels"]
-        assert labels is not None
-        return labels
+        return self.alongside["labels"]
 
     def where(self, **values: int) -> Split:
         """The images with these values, e.g. where(domain=1) or where(label=3). ValueError where there are none."""
@@ -82,14 +76,14 @@ class Split:
         for name, value in values.items():
             column = self.alongside.get(f"{name}s")
             if column is None:
-                known = ", ".join(key[:-1] for key, tensor in self.alongside.items() if tensor is not None)
+                known = ", ".join(key.removesuffix("s") for key in self.alongside)
                 raise ValueError(f"where({name}={value}): these images have no {name}; they have {known}")
             kept &= column == value
         if not kept.any():
             raise ValueError(f"where: no image with {values}")
         part = copy.copy(self)
         part.images = self.images[kept]
-        part.alongside = {key: None if v is None else v[kept] for key, v in self.alongside.items()}
+        part.alongside = {key: column[kept] for key, column in self.alongside.items()}
         return part
 
     def ordered(self, batch_size: int, part: tuple[int, int] = (0, 1)) -> Iterator[Batch]:
@@ -123,5 +117,5 @@ class Split:
         # channel order N H W C in memory is torch's channels_last: the permuted view needs no copy
         views = tuple(((v.to(self.mean.dtype) - self.mean) * self.scale).permute(0, 3, 1, 2) for v in seen)
         views = views if self.channels_last else tuple(v.contiguous() for v in views)
-        alongside = {key: None if v is None else v[chosen] for key, v in self.alongside.items()}
-        return Batch(x=views[0], views=views, **alongside)  # type: ignore[arg-type]
+        alongside: Any = {key: column[chosen] for key, column in self.alongside.items()}
+        return Batch(x=views[0], views=views, **alongside)

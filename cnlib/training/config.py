@@ -156,7 +156,8 @@ class Config:
 
 def usual_name(norm: str, contexts: str = "none", placement: tuple[str, ...] = ()) -> str:
     """What a method is called where nothing else is said: its layer, where that sits, and where contexts come from."""
-    where = {("input",): "-channels", ("patches",): "-patches"}.get(placement, "") if norm == "cn" else ""
+    places: dict[tuple[str, ...], str] = {("input",): "-channels", ("patches",): "-patches"}
+    where = places.get(placement, "") if norm == "cn" else ""
     usual = "none" if norm not in ("mn", "cn") else "gmm"
     source = "" if contexts == usual else {"none": "-em"}.get(contexts, f"-{contexts}")
     return f"{norm}{where}{source}"

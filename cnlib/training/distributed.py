@@ -7,6 +7,7 @@ gradients and batch statistics are those of the whole batch: so are its numbers.
 from __future__ import annotations
 
 import inspect
+import itertools
 import os
 import pickle
 import traceback
@@ -93,6 +94,13 @@ def from_all(value: T) -> list[T]:
     values: list[T | None] = [None] * size()
     dist.all_gather_object(values, value)
     return cast(list[T], values)
+
+
+def in_turn(batches: list[torch.Tensor]) -> torch.Tensor:
+    """What the processes have of each batch of a test set, of which every one has taken its turn, as one (N, *)."""
+    parts = from_all(batches)
+    turns = itertools.zip_longest(*parts)
+    return torch.cat([batch for turn in turns for batch in turn if batch is not None])
 
 
 def from_leader(function: Callable[[], T]) -> T:

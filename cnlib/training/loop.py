@@ -177,8 +177,9 @@ def _train(
             report(trainer.epoch, f"train loss {metrics['train_loss']:.3f}, {headline}")
         if trainer.done or _diverged(lines):
             status = "diverged" if _diverged(lines) else "finished"
-            trainer.conclude()
-            lines.append({"type": "final", "status": status, **records.summary(lines), **trainer.memory()})
+            read = {} if _diverged(lines) else trainer.conclude()
+            final = {"type": "final", "status": status, **records.summary(lines), **trainer.memory()}
+            lines.append(final | {key: json_number(value) for key, value in read.items()})
             if path and saved and distributed.leader():
                 records.write_lines(path, lines)
                 saved.unlink(missing_ok=True)  # the record is whole and on disk: nothing reads its checkpoint any more

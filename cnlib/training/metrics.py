@@ -34,6 +34,7 @@ class Meter:
         self.numbers: dict[str, list[Tensor]] = {}
         self.sizes: list[int] = []
         self.classified = 0
+        self.count = 0  # samples of all processes, once computed
 
     @torch.no_grad()
     def update(self, values: Mapping[str, Tensor]) -> None:
@@ -64,7 +65,8 @@ class Meter:
         sizes = torch.tensor(self.sizes, dtype=torch.float64)
         sums = {name: float(torch.stack(n).cpu().double() @ sizes) for name, n in self.numbers.items()}
         seen = distributed.from_all((sum(self.sizes), self.classified, int(self.top5), self.confusion.cpu(), sums))
-        self.count, classified, top5, confusion = (sum(v) for v in zip(*(s[:4] for s in seen), strict=True))
+        self.count, classified, top5 = (sum(values) for values in zip(*(part[:3] for part in seen), strict=True))
+        confusion = torch.stack([part[3] for part in seen]).sum(0)
         names = dict.fromkeys(name for *_, sums in seen for name in sums)
         means = {name: sum(sums.get(name, 0.0) for *_, sums in seen) / self.count for name in names}
         found = {"loss": means.pop("loss")} if "loss" in means else {}
@@ -76,8 +78,8 @@ class Meter:
         return found | means
 
 
-def json_number(value: float | list[float]) -> float | None | list[Any]:
+def json_number(value: Any) -> Any:
     """JSON has no NaN and no infinity: they are written as null. A list is one number a context."""
     if isinstance(value, list):
         return [json_number(v) for v in value]
-    return value if math.isfinite(value) else None
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import platform
 import subprocess
 import sys
+import zlib
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -49,6 +51,14 @@ class Run:
     def label(self) -> str:
         """What to write beside a number from this run: its profile ("paper", "reduced", ...)."""
         return self.config.profile
+
+    def predictions(self, reading: str = "test") -> np.ndarray:
+        """The predicted class of each image (N,) of a test set after the last epoch, or a ValueError that names the
+        readings that are recorded: "test", "test_reestimated", "test_plus", ..."""
+        kept = self.final.get("predictions", {})
+        if reading not in kept:
+            raise ValueError(f"{self.name} keeps no predictions of {reading!r}: it has {', '.join(kept) or 'none'}")
+        return unpack(kept[reading])
 
     def curve(self, metric: str) -> np.ndarray:
         """``epochs[metric]``, or a ValueError that names what is recorded."""
@@ -138,6 +148,16 @@ def best_row(rows: list[Line], metric: str) -> Line | None:
     sign = -1 if metric.endswith("loss") else 1
     known = [row for row in rows if row.get(metric) is not None]
     return max(known, key=lambda row: sign * row[metric], default=None)
+
+
+def pack(predictions: torch.Tensor) -> str:
+    """Class numbers (N,) as text: 16 bits each, compressed, in base 64."""
+    return base64.b64encode(zlib.compress(predictions.numpy().astype("<u2").tobytes(), 9)).decode()
+
+
+def unpack(text: str) -> np.ndarray:
+    """What `pack` wrote, (N,) int64."""
+    return np.frombuffer(zlib.decompress(base64.b64decode(text)), dtype="<u2").astype(np.int64)
 
 
 def provenance(device: torch.device, data_checksum: str) -> dict[str, Any]:

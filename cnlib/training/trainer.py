@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -21,26 +20,11 @@ from cnlib.norm.arithmetic import widen
 from cnlib.training import checkpoint, distributed
 from cnlib.training.augment import View, usual_view
 from cnlib.training.batches import Batch, Split, moments
-from cnlib.training.build import OPTIMIZERS, build_contexts, build_model, check, places
+from cnlib.training.build import OPTIMIZERS, build_contexts, build_model, check
 from cnlib.training.config import Config
 from cnlib.training.metrics import Meter
-from cnlib.training.observe import Observer
+from cnlib.training.readings import TestSet, evaluate, final_readings
 from cnlib.training.schedule import factor, set_rate
-
-
-@dataclass(frozen=True)
-class TestSet:
-    """Images, and how they are read.
-
-    contexts: from the ids (N,) of a batch to those that the model is told; None: the truth.
-    inference: "cn", or "cn+" (Algorithm 3), for layers that know both.
-    logits: from logits (N, K) and the batch to the logits that count, e.g. those masked by what is known of the class.
-    """
-
-    split: Split
-    contexts: Callable[[Tensor], Tensor] | None = None
-    inference: str = "cn"
-    logits: Callable[[Tensor, Batch], Tensor] | None = None
 
 
 class Trainer:
@@ -73,11 +57,8 @@ class Trainer:
         soft = any(hasattr(layer, "given_responsibilities") for layer in self.model.modules())
         clock = time.perf_counter()
         with torch.random.fork_rng(devices=[]):
-            self.contexts = (
-                distributed.from_leader(lambda: build_contexts(config, data, device, soft))
-                if state is None
-                else state["contexts"]
-            )
+            build = lambda: build_contexts(config, data, device, soft)  # noqa: E731
+            self.contexts = distributed.from_leader(build) if state is None else state["contexts"]
         self.contexts_seconds = time.perf_counter() - clock
         if config.norm == "cn" and not self.contexts:
             raise ValueError("norm 'cn' needs contexts: set contexts, e.g. to gmm, random or superclass")
@@ -115,10 +96,10 @@ class Trainer:
         """The "train" or "test" images of the data, with all that goes with them, on the device."""
         mean, std = (value.to(self.dtype) for value in statistics)
         images, labels, domains = (getattr(data, f"{part}_{what}") for what in ("images", "labels", "domains"))
-        given = {key: self.contexts.get(f"{part}_{key}") for key in ("ids", "responsibilities")} | {"domains": domains}
-        cut = {key: None if value is None else value[chosen] for key, value in given.items()}
-        layout = {"channels_last": self.config.channels_last}
-        return Split(images[chosen], labels[chosen], (mean, std), self.device, **cut, **layout)
+        alongside = {key: self.contexts.get(f"{part}_{key}") for key in ("ids", "responsibilities")}
+        columns = {key: None if v is None else v[chosen] for key, v in {**alongside, "domains": domains}.items()}
+        layout = self.config.channels_last
+        return Split(images[chosen], labels[chosen], (mean, std), self.device, columns, channels_last=layout)
 
     def state(self) -> dict[str, Any]:
         """All that the next epoch depends on, as tensors and plain types."""
@@ -218,46 +199,21 @@ class Trainer:
 
     @property
     def tested(self) -> nn.Module:
-        """The network that the test sets see: the average of the weights, where there is one."""
+        """What the test sets see: the network, or the average of its weights."""
         return self.average.module if self.average else self.model
 
-    @torch.no_grad()
     def evaluate(self, test: TestSet | None = None) -> dict[str, Any]:
-        """Metrics on a test set, by default "test", in batches of the training size: CN+ uses the moments of the batch
-        it sees, so processes share the set out in whole batches.
-
-        Also what the first layer under test does to it, one number a context: see `Observer.summary`.
-        """
-        test, model = test or self.tests["test"], self.tested.eval()
-        for layer in model.modules():
-            if hasattr(layer, "inference"):
-                layer.inference = test.inference
-        meter, layer = Meter(self.num_classes, self.device), self.first_layer(model)
-        share = distributed.rank(), distributed.size()
-        with Observer(layer, self.config.num_contexts if hasattr(layer, "given_ids") else 1) as observer:
-            for batch in test.split.ordered(self.config.batch_size, share):
-                if test.contexts and batch.ids is not None:
-                    batch = replace(batch, ids=test.contexts(batch.ids))
-                observer.ids = batch.ids if hasattr(layer, "given_ids") else None
-                logits = self.logits(model, batch)
-                meter.update(self.measure(test.logits(logits, batch) if test.logits else logits, batch))
-        return meter.compute() | observer.summary()
+        """Metrics on a test set, by default "test": see `readings.evaluate`."""
+        return evaluate(self, test or self.tests["test"], self.tested)
 
     def measure(self, logits: Tensor, batch: Batch) -> dict[str, Tensor]:
         """What is recorded of a batch of a test set, as `step` returns it."""
         return {"loss": F.cross_entropy(logits, batch.labels), "logits": logits, "labels": batch.labels}
 
-    def first_layer(self, model: nn.Module) -> nn.Module:
-        """The first layer of the method under test."""
-        names = dict(model.named_modules())
-        wanted = places(model, self.config)[0]
-        return names.get(wanted) or next(layer for name, layer in names.items() if fnmatchcase(name, wanted))
-
     def given(self, model: nn.Module, batch: Batch) -> AbstractContextManager[None]:
         """The contexts of a batch, for the layers that take them."""
-        if batch.ids is None and batch.responsibilities is None:
-            return nullcontext()
-        return use_context(model, batch.ids, batch.responsibilities)
+        none = batch.ids is None and batch.responsibilities is None
+        return nullcontext() if none else use_context(model, batch.ids, batch.responsibilities)
 
     def autocast(self) -> AbstractContextManager[Any]:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16")
@@ -267,7 +223,7 @@ class Trainer:
         if not self.config.patience:
             return
         name = self.HEADLINE.replace("test", "val", 1)
-        value = -metrics[name] if name.endswith("loss") else metrics[name]
+        value = metrics[name] * (-1 if name.endswith("loss") else 1)
         if not self.best or value > self.best["value"]:
             weights = {key: tensor.clone() for key, tensor in self.model.state_dict().items()}
             self.best = {"value": value, "epoch": self.epoch, "model": weights}
@@ -278,16 +234,17 @@ class Trainer:
         patience = self.config.patience
         return self.epoch >= self.config.epochs or bool(patience and self.epoch - self.best.get("epoch", 0) >= patience)
 
-    def conclude(self) -> None:
-        """After the last epoch: the weights of the best one, where the run stops by validation images."""
+    def conclude(self) -> dict[str, Any]:
+        """After the last epoch: the weights of the best one, where the run stops by validation images, and how they
+        are read in the end (`final_readings`)."""
         if self.best:
             self.model.load_state_dict(self.best["model"])
+        return final_readings(self)
 
     def memory(self) -> dict[str, int]:
         """Peak memory on a CUDA device in bytes; elsewhere torch does not count it."""
-        if self.device.type != "cuda":
-            return {}
-        return {"peak_memory_bytes": torch.cuda.max_memory_allocated(self.device)}
+        cuda = self.device.type == "cuda"
+        return {"peak_memory_bytes": torch.cuda.max_memory_allocated(self.device)} if cuda else {}
 
 
 TASKS: dict[str, type[Trainer]] = {"classify": Trainer}

@@ -1,7 +1,6 @@
 """An experiment in one small file, as the next ones will be: data, model, task, tables. `test_toy.py` runs it.
 
-Light digits have labels; dark ones, fewer and larger, have none. The domain is the context, and the tables ask what a
-network of each kind makes of either, told the truth about the domain or not.
+Light digits have labels; dark ones, fewer and larger, have none. The domain is the context, told truly or not.
 """
 
 from dataclasses import replace

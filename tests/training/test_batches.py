@@ -12,8 +12,8 @@ LABELS = np.arange(50)
 PLAIN = (torch.zeros(3), torch.ones(3))
 
 
-def split(statistics=PLAIN, **arguments):
-    return Split(IMAGES, LABELS, statistics, torch.device("cpu"), **arguments)
+def split(statistics=PLAIN, channels_last=True, **columns):
+    return Split(IMAGES, LABELS, statistics, torch.device("cpu"), columns, channels_last)
 
 
 def generator():

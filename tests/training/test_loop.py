@@ -11,7 +11,7 @@ import torch
 
 import cnlib
 from cnlib.norm.registry import NORMS
-from cnlib.training import Config, Trainer, read, train
+from cnlib.training import Config, Trainer, read, readings, train
 from cnlib.training.build import build_contexts
 
 SMALL = {"width": 0.125, "epochs": 2, "batch_size": 64, "train_size": 400, "test_size": 200}
@@ -82,6 +82,31 @@ def test_cn_plus_is_measured_beside_cn():
     run = train(Config(**SMALL, norm="cn", contexts="one", num_contexts=1))
     assert "test_plus_accuracy" in run.epochs
     assert run.epochs["test_plus_loss"].tolist() != run.epochs["test_loss"].tolist()
+
+
+def test_every_test_set_is_read_again_with_statistics_of_all_training_images(tmp_path):
+    config = Config(**SMALL | {"train_size": 384}, norm="cn", contexts="random", lr=5e-3)
+    run, again = train(config, tmp_path / "run.jsonl"), read(tmp_path / "run.jsonl")
+    assert run.final == again.final
+    names = ["test", "test_plus", "test_plus_reestimated", "test_reestimated"]
+    assert sorted(again.final["predictions"]) == names
+    data = cnlib.data.load("digits").subset(384, 200)
+    for name in names:
+        accuracy = (again.predictions(name) == data.test_labels).mean()
+        last = again.final if "reestimated" in name else {key: v[-1] for key, v in again.epochs.items()}
+        assert last[f"{name}_accuracy"] == pytest.approx(accuracy)
+    with pytest.raises(ValueError, match="keeps no predictions of 'val': it has test,"):
+        again.predictions("val")
+    # six whole batches: all 384 images were seen once, so the first layer's moments are those of the data
+    trainer = Trainer(config, data, torch.device("cpu"))
+    trainer.model.load_state_dict(run.model.state_dict())
+    before = {key: value.clone() for key, value in trainer.model.state_dict().items()}
+    fresh = readings.reestimated(trainer)
+    x = torch.cat([batch.x for batch in trainer.train.ordered(384)])
+    torch.testing.assert_close(fresh.norm1.running_mean, fresh.conv1(x).mean((0, 2, 3)), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(dict(trainer.model.state_dict()), before, rtol=0, atol=0)
+    assert not torch.equal(fresh.norm1.running_mean, trainer.model.norm1.running_mean)
+    torch.testing.assert_close(dict(fresh.named_parameters()), dict(trainer.model.named_parameters()), rtol=0, atol=0)
 
 
 def test_bf16_and_contiguous_layout():
@@ -255,9 +280,10 @@ def test_the_average_of_the_weights_is_tested_in_their_place():
         return values
 
     trainer.step = watched
-    trainer.evaluate, evaluate = (lambda test: seen.append(trainer.tested) or evaluate(test)), trainer.evaluate
+    logits = trainer.logits
+    trainer.logits = lambda model, batch: seen.append(model) or logits(model, batch)
     trainer.run_epoch()
-    assert seen[0] is trainer.average.module
+    assert seen[0] is trainer.compiled and seen[-1] is trainer.average.module
     torch.testing.assert_close(trainer.tested.conv1.weight, mean)
     assert not torch.equal(trainer.model.conv1.weight, mean)
 
@@ -274,7 +300,7 @@ def test_it_stops_by_the_validation_images_and_takes_its_best_weights(tmp_path):
         trainer.tests["val"].split.labels, torch.from_numpy(data.train_labels[-60:])
     )
     trainer.model.load_state_dict(run.model.state_dict())
-    assert trainer.evaluate(trainer.tests["val"])["accuracy"] == values[best]
+    assert readings.evaluate(trainer, trainer.tests["val"], trainer.model)["accuracy"] == values[best]
 
 
 def test_contexts_go_with_any_norm():

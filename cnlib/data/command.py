@@ -1,0 +1,69 @@
+"""`cnlib data`: what there is, fetch one, check its files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated
+
+import typer
+
+FAILED = 1
+data_app = typer.Typer(help="Data sets: what there is, fetch one, check its files.", no_args_is_help=True)
+
+
+def data_names() -> list[str]:
+    from cnlib import data
+
+    return data.names()
+
+
+@data_app.command("list")
+def list_data() -> None:
+    """The data sets that can be named, and which of them are here."""
+    from cnlib import data
+
+    try:
+        typer.echo(f"in {data.root()} (set CNLIB_DATA for another place)")
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+    for name in data.names():
+        here = name == "digits" or (data.root() / name).is_dir()
+        typer.echo(f"{name:<20}{'here' if here else 'to be fetched'}")
+
+
+@data_app.command()
+def fetch(names: Annotated[list[str], typer.Argument(help="one or more", autocompletion=data_names)]) -> None:
+    """Download data sets, check them, convert them. What is here already is not fetched again."""
+    from cnlib import data
+
+    def fetched(name: str) -> str:
+        found = data.load(name)
+        shape = "x".join(map(str, found.train_images.shape[1:]))
+        return f"{len(found.train_labels):,} + {len(found.test_labels):,} images of {shape}"
+
+    _each(names, fetched)
+
+
+@data_app.command()
+def verify(names: Annotated[list[str], typer.Argument(help="one or more", autocompletion=data_names)]) -> None:
+    """Compare the files of data sets with the checksums written when they were converted."""
+    from cnlib import data
+
+    def verified(name: str) -> str:
+        if name == "digits":
+            return "part of scikit-learn, nothing to check"
+        return f"{len(data.verify(name))} files as converted"
+
+    _each(names, verified)
+
+
+def _each(names: list[str], function: Callable[[str], str]) -> None:
+    """Print what the function says of each name; what fails is reported, and the rest goes on."""
+    failed = False
+    for name in names:
+        try:
+            typer.echo(f"{name}: {function(name)}")
+        except (ImportError, OSError, ValueError) as error:
+            typer.echo(f"error: {error}", err=True)
+            failed = True
+    raise typer.Exit(FAILED if failed else 0)

@@ -1,0 +1,100 @@
+"""How a network is read on a test set: after each epoch, and once more at the end."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from cnlib.norm import reestimate
+from cnlib.training import distributed, records
+from cnlib.training.batches import Batch, Split
+from cnlib.training.build import places
+from cnlib.training.config import Config
+from cnlib.training.metrics import Meter
+from cnlib.training.observe import Observer
+
+if TYPE_CHECKING:
+    from cnlib.training.trainer import Trainer
+
+
+@dataclass(frozen=True)
+class TestSet:
+    """Images, and how they are read.
+
+    contexts: from the ids (N,) of a batch to those that the model is told; None: the truth.
+    inference: "cn", or "cn+" (Algorithm 3), for layers that know both.
+    logits: from logits (N, K) and the batch to the logits that count, e.g. those masked by what is known of the class.
+    """
+
+    split: Split
+    contexts: Callable[[Tensor], Tensor] | None = None
+    inference: str = "cn"
+    logits: Callable[[Tensor, Batch], Tensor] | None = None
+
+
+@torch.no_grad()
+def evaluate(trainer: Trainer, test: TestSet, model: nn.Module, guesses: list[Tensor] | None = None) -> dict[str, Any]:
+    """Metrics on a test set, in batches of the training size: CN+ uses the moments of the batch it sees, so processes
+    share the set out in whole batches.
+
+    Also what the first layer under test does to it, one number a context: see `Observer.summary`.
+    guesses: gets the predicted class of each image that this process saw, (N,) a batch.
+    """
+    for module in model.eval().modules():
+        if hasattr(module, "inference"):
+            module.inference = test.inference  # type: ignore[assignment]
+    config, meter = trainer.config, Meter(trainer.num_classes, trainer.device)
+    layer = first_layer(model, config)
+    takes_ids = hasattr(layer, "given_ids")
+    share = distributed.rank(), distributed.size()
+    with Observer(layer, config.num_contexts if takes_ids else 1) as observer:
+        for batch in test.split.ordered(config.batch_size, share):
+            if test.contexts and batch.ids is not None:
+                batch = replace(batch, ids=test.contexts(batch.ids))
+            observer.ids = batch.ids if takes_ids else None
+            logits = trainer.logits(model, batch)
+            logits = test.logits(logits, batch) if test.logits else logits
+            meter.update(trainer.measure(logits, batch))
+            if guesses is not None:
+                guesses.append(logits.argmax(1).cpu())
+    return meter.compute() | observer.summary()
+
+
+def first_layer(model: nn.Module, config: Config) -> nn.Module:
+    """The first layer of the method under test."""
+    names = dict(model.named_modules())
+    wanted = places(model, config)[0]
+    return names[wanted] if wanted in names else next(m for name, m in names.items() if fnmatchcase(name, wanted))
+
+
+def final_readings(trainer: Trainer) -> dict[str, Any]:
+    """Each test set under running statistics re-estimated on the training images with the same weights,
+    "test_reestimated_accuracy" and so on; and "predictions", those of both readings.
+
+    Running statistics trail behind the weights, which costs every method another amount; these do not.
+    """
+    models = {"": trainer.tested}
+    if any(getattr(layer, "running_mean", None) is not None for layer in trainer.tested.modules()):
+        models["_reestimated"] = reestimated(trainer)
+    found: dict[str, Any] = {"predictions": {}}
+    for (name, test), (reading, model) in itertools.product(trainer.tests.items(), models.items()):
+        guesses: list[Tensor] = []
+        metrics = evaluate(trainer, test, model, guesses)
+        found["predictions"][name + reading] = records.pack(distributed.in_turn(guesses))
+        if reading:
+            found |= {f"{name}{reading}_{key}": value for key, value in metrics.items()}
+    return found
+
+
+def reestimated(trainer: Trainer) -> nn.Module:
+    """A copy of the network with running statistics of all training images, in random batches, not augmented."""
+    generator = torch.Generator(trainer.device).manual_seed(trainer.config.seed)
+    with trainer.autocast():
+        return reestimate(copy.deepcopy(trainer.tested), trainer.stream(trainer.train, generator, views=[()]))
