@@ -65,6 +65,17 @@ def squared_gradient(part=slice(None), group=None):
     return x.grad
 
 
+def reestimated(part=slice(None), group=None):
+    """The buffers of a model whose statistics are taken anew from two batches, of which this process has a part."""
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(cnlib.BatchNorm(3), torch.nn.Conv2d(3, 3, 2), cnlib.MixtureNorm(3, 2)).double()
+    if group is not None:
+        cnlib.synchronize(model)
+    batches = [double(IMAGES, 0, scale=2, shift=5), double((*IMAGES[:2], 4, 3), 1)]
+    cnlib.reestimate(model, [(x[part], None, TAU["tau a sample"][part]) for x in batches])
+    return dict(model.named_buffers())
+
+
 def far_from_zero(part=slice(None), group=None):
     layer = cnlib.BatchNorm(3, momentum=1.0)
     if group is not None:
@@ -83,6 +94,7 @@ def process(rank, folder):
         part = slice(3) if rank == 0 else slice(3, None)
         result["squared"] = squared_gradient(part, dist.group.WORLD)
         result["far"] = far_from_zero(part, dist.group.WORLD)
+        result["reestimated"] = reestimated(part, dist.group.WORLD)
         layer = cnlib.synchronize(cnlib.BatchNorm(3).double())
         twins = copy.deepcopy(layer), pickle.loads(pickle.dumps(layer)), layer
         result["twins"] = [twin(double(IMAGES, rank)).detach() for twin in twins]
@@ -121,6 +133,12 @@ def test_no_digits_are_lost_far_from_zero(processes):
     y, var = far_from_zero()
     assert_same(torch.cat([p["far"][0] for p in processes]), y, atol=4e-3, rtol=0)
     assert_same(processes[0]["far"][1], var, atol=0, rtol=1e-3)
+
+
+def test_statistics_taken_anew_are_those_of_all_processes(processes):
+    first, second = (p["reestimated"] for p in processes)
+    assert_same(first, second, atol=0, rtol=0)
+    assert_same(first, reestimated(), atol=1e-9, rtol=1e-9)
 
 
 def test_copies_share_and_undoing_ends_it(processes):
