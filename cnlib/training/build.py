@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Collection, Mapping
+from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
@@ -108,8 +109,10 @@ def places(model: nn.Module, config: Config) -> list[str]:
     """The names or patterns of the layers that a configuration's placement means in this model, first things first."""
     slots: Mapping[str, str] = getattr(model, "SLOTS", {})
     layers = [slots.get(place, place) for place in config.placement]
-    if unknown := [p for p in config.placement if slots and p not in slots and p not in dict(model.named_modules())]:
-        raise ValueError(f"{config.model} has no norm slot {', '.join(unknown)}: its slots are {', '.join(slots)}")
+    names = [name for name, _ in model.named_modules()]
+    if unknown := [layer for layer in layers if not any(fnmatchcase(name, layer) for name in names)]:
+        known = f"its slots are {', '.join(slots)}" if slots else "name layers as model.named_modules() does"
+        raise ValueError(f"{config.model} has no norm slot {', '.join(unknown)}: {known}")
     return layers
 
 
