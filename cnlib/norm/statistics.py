@@ -60,11 +60,12 @@ def reestimate(model: nn.Module, batches: Iterable[Any]) -> nn.Module:
 
         cnlib.reestimate(model, loader)
 
-    One pass in training mode, without gradients: each layer normalizes with its batch as in training, and its running
-    statistics become those of all batches together: mean, unbiased variance, and for MixtureNorm the prior, of all
-    values it saw, whatever the sizes of the batches (for InstanceNorm, the averages over samples). No weight moves, and
-    modes, momentum, counts of batches and random numbers are as before. MixtureNorm's EM starts each batch from the
-    running mixture as it was before the pass; where there was none, from the first batch's.
+    One pass without gradients: each layer with running statistics normalizes with its batch as in training, and they
+    become those of all batches together: mean, unbiased variance, and for MixtureNorm the prior, of all values it saw,
+    whatever the sizes of the batches (for InstanceNorm, the averages over samples). Other layers stay in the mode they
+    are in: after ``model.eval()`` there is no dropout, and a ContextNorm with inference "cn+" works as at test. No
+    weight moves, and modes, momentum, counts of batches and random numbers are as before. MixtureNorm's EM starts each
+    batch from the running mixture as it was before the pass; where there was none, from the first batch's.
 
     batches: of tensors x; or tuples (x, ids) or (x, ids, responsibilities), as ``use_context`` takes them; or objects
     with attributes x, ids, responsibilities. Where no layer takes ids, the second entry may be anything, e.g. labels.
@@ -78,7 +79,8 @@ def reestimate(model: nn.Module, batches: Iterable[Any]) -> nn.Module:
     seen: dict[nn.Module, list[Row]] = {layer: [] for layer in tracking}
     takes = {name: any(hasattr(layer, "given_" + name) for layer in model.modules()) for name in GIVEN}
     with torch.no_grad(), _as_it_was(model), _watched(seen), torch.compiler.set_stance("force_eager"):
-        model.train()
+        for layer in tracking:
+            layer.training = True
         for batch in batches:
             x, given = _parts(batch, takes)
             with use_context(model, **given) if given else nullcontext():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
@@ -39,6 +38,14 @@ class TestSet:
     logits: Callable[[Tensor, Batch], Tensor] | None = None
 
 
+def prepared(model: nn.Module, inference: str) -> nn.Module:
+    """The model in evaluation mode, its layers that know CN+ told which inference to use; in place."""
+    for module in model.eval().modules():
+        if hasattr(module, "inference"):
+            module.inference = inference  # type: ignore[assignment]
+    return model
+
+
 @torch.no_grad()
 def evaluate(trainer: Trainer, test: TestSet, model: nn.Module, guesses: list[Tensor] | None = None) -> dict[str, Any]:
     """Metrics on a test set, in batches of the training size: CN+ uses the moments of the batch it sees, so processes
@@ -47,9 +54,7 @@ def evaluate(trainer: Trainer, test: TestSet, model: nn.Module, guesses: list[Te
     Also what the first layer under test does to it, one number a context: see `Observer.summary`.
     guesses: gets the predicted class of each image that this process saw, (N,) a batch.
     """
-    for module in model.eval().modules():
-        if hasattr(module, "inference"):
-            module.inference = test.inference  # type: ignore[assignment]
+    model = prepared(model, test.inference)
     config, meter = trainer.config, Meter(trainer.num_classes, trainer.device)
     layer = first_layer(model, config)
     takes_ids = hasattr(layer, "given_ids")
@@ -80,21 +85,30 @@ def final_readings(trainer: Trainer) -> dict[str, Any]:
 
     Running statistics trail behind the weights, which costs every method another amount; these do not.
     """
-    models = {"": trainer.tested}
-    if any(getattr(layer, "running_mean", None) is not None for layer in trainer.tested.modules()):
-        models["_reestimated"] = reestimated(trainer)
-    found: dict[str, Any] = {"predictions": {}}
-    for (name, test), (reading, model) in itertools.product(trainer.tests.items(), models.items()):
+    kept: dict[str, str] = {}
+    found: dict[str, Any] = {"predictions": kept}
+
+    def read(test: TestSet, model: nn.Module, name: str) -> dict[str, Any]:
         guesses: list[Tensor] = []
         metrics = evaluate(trainer, test, model, guesses)
-        found["predictions"][name + reading] = records.pack(distributed.in_turn(guesses))
-        if reading:
-            found |= {f"{name}{reading}_{key}": value for key, value in metrics.items()}
+        kept[name] = records.pack(distributed.in_turn(guesses))
+        return {f"{name}_{key}": value for key, value in metrics.items()}
+
+    tracks = any(getattr(layer, "running_mean", None) is not None for layer in trainer.tested.modules())
+    fresh = {test.inference: reestimated(trainer, test.inference) for test in trainer.tests.values() if tracks}
+    for name, test in trainer.tests.items():
+        read(test, trainer.tested, name)  # its metrics are those of the last epoch
+        if tracks:
+            found |= read(test, fresh[test.inference], f"{name}_reestimated")
     return found
 
 
-def reestimated(trainer: Trainer) -> nn.Module:
-    """A copy of the network with running statistics of all training images, in random batches, not augmented."""
+def reestimated(trainer: Trainer, inference: str = "cn") -> nn.Module:
+    """A copy of the network with running statistics of all training images, in random batches, not augmented.
+
+    inference: as at test, since what CN+ hands on has another scale than what CN does.
+    """
     generator = torch.Generator(trainer.device).manual_seed(trainer.config.seed)
+    model = prepared(copy.deepcopy(trainer.tested), inference)
     with trainer.autocast():
-        return reestimate(copy.deepcopy(trainer.tested), trainer.stream(trainer.train, generator, views=[()]))
+        return reestimate(model, trainer.stream(trainer.train, generator, views=[()]))

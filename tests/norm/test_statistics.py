@@ -244,10 +244,12 @@ class TestReestimate:
         with pytest.raises(ValueError, match="no context"):
             cnlib.reestimate(model, X.split(PARTS))
 
-    def test_labels_in_a_loader_are_not_contexts(self):
-        model = layers(cnlib.BatchNorm)
-        cnlib.reestimate(model, DataLoader(TensorDataset(X, torch.arange(22)), batch_size=9, shuffle=True))
-        assert_same([model[1].running_mean, model[1].running_var], list(pooled(model[0](X).detach())))
+    def test_labels_are_not_contexts(self):
+        loader = DataLoader(TensorDataset(X, torch.arange(22)), batch_size=9, shuffle=True)
+        for batches in (loader, [(X, ["cat", "dog"])]):
+            model = layers(cnlib.BatchNorm)
+            cnlib.reestimate(model, batches)
+            assert_same([model[1].running_mean, model[1].running_var], list(pooled(model[0](X).detach())))
 
     def test_float32_far_from_zero(self):
         layer = cnlib.BatchNorm(3)
@@ -309,3 +311,19 @@ class TestReestimate:
         model = layers(cnlib.BatchNorm)
         cnlib.reestimate(torch.compile(model), X.split(PARTS))
         assert_same([model[1].running_mean, model[1].running_var], list(pooled(model[0](X).detach())))
+
+
+def test_other_layers_stay_in_the_mode_they_are_in():
+    """After model.eval(): no dropout, and CN+ where a layer is to be read with it; a model in training is taken so."""
+    torch.manual_seed(0)
+    x, ids = torch.randn(60, 4), torch.arange(60) % 3
+    context = cnlib.ContextNorm(4, 3, start="glorot")
+    model = nn.Sequential(context, nn.Dropout(0.5), cnlib.BatchNorm(4)).eval()
+    context.inference = "cn+"
+    cnlib.reestimate(model, [(x, ids)])
+    expected = cnlib.functional.context_norm_plus(x, *context.moments())
+    torch.testing.assert_close(model[2].running_mean, expected.mean(0), atol=1e-6, rtol=1e-5)
+    assert not model[2].training and not context.training
+    cnlib.reestimate(model.train(), [(x, ids)])
+    assert not torch.allclose(model[2].running_var, expected.var(0), rtol=0.1)
+    assert all(layer.training for layer in model)

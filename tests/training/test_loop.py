@@ -105,6 +105,9 @@ def test_every_test_set_is_read_again_with_statistics_of_all_training_images(tmp
     x = torch.cat([batch.x for batch in trainer.train.ordered(384)])
     torch.testing.assert_close(fresh.norm1.running_mean, fresh.conv1(x).mean((0, 2, 3)), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(dict(trainer.model.state_dict()), before, rtol=0, atol=0)
+    plus = readings.reestimated(trainer, "cn+")
+    assert torch.equal(plus.norm1.running_mean, fresh.norm1.running_mean)  # before the layer under test
+    assert not torch.allclose(plus.norm4.running_var, fresh.norm4.running_var, rtol=0.01)  # behind it
     assert not torch.equal(fresh.norm1.running_mean, trainer.model.norm1.running_mean)
     torch.testing.assert_close(dict(fresh.named_parameters()), dict(trainer.model.named_parameters()), rtol=0, atol=0)
 
