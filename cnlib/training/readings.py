@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from cnlib.norm import reestimate
 from cnlib.training import distributed, records
+from cnlib.training.augment import View
 from cnlib.training.batches import Batch, Split
 from cnlib.training.build import places
 from cnlib.training.config import Config
 from cnlib.training.metrics import Meter
 from cnlib.training.observe import Observer
-
-if TYPE_CHECKING:
-    from cnlib.training.trainer import Trainer
 
 
 @dataclass(frozen=True)
@@ -38,6 +37,23 @@ class TestSet:
     logits: Callable[[Tensor, Batch], Tensor] | None = None
 
 
+class Reads(Protocol):
+    """What a reading needs of a `Trainer`."""
+
+    config: Config
+    device: torch.device
+    num_classes: int
+    train: Split
+    tests: dict[str, TestSet]
+
+    @property
+    def tested(self) -> nn.Module: ...
+    def logits(self, model: nn.Module, batch: Batch) -> Tensor: ...
+    def measure(self, logits: Tensor, batch: Batch) -> dict[str, Tensor]: ...
+    def stream(self, split: Split, generator: torch.Generator, views: Sequence[View]) -> Iterator[Batch]: ...
+    def autocast(self) -> AbstractContextManager[Any]: ...
+
+
 def prepared(model: nn.Module, inference: str) -> nn.Module:
     """The model in evaluation mode, its layers that know CN+ told which inference to use; in place."""
     for module in model.eval().modules():
@@ -47,7 +63,7 @@ def prepared(model: nn.Module, inference: str) -> nn.Module:
 
 
 @torch.no_grad()
-def evaluate(trainer: Trainer, test: TestSet, model: nn.Module, guesses: list[Tensor] | None = None) -> dict[str, Any]:
+def evaluate(trainer: Reads, test: TestSet, model: nn.Module, guesses: list[Tensor] | None = None) -> dict[str, Any]:
     """Metrics on a test set, in batches of the training size: CN+ uses the moments of the batch it sees, so processes
     share the set out in whole batches.
 
@@ -79,7 +95,7 @@ def first_layer(model: nn.Module, config: Config) -> nn.Module:
     return names[wanted] if wanted in names else next(m for name, m in names.items() if fnmatchcase(name, wanted))
 
 
-def final_readings(trainer: Trainer) -> dict[str, Any]:
+def final_readings(trainer: Reads) -> dict[str, Any]:
     """Each test set under running statistics re-estimated on the training images with the same weights,
     "test_reestimated_accuracy" and so on; and "predictions", those of both readings.
 
@@ -103,7 +119,7 @@ def final_readings(trainer: Trainer) -> dict[str, Any]:
     return found
 
 
-def reestimated(trainer: Trainer, inference: str = "cn") -> nn.Module:
+def reestimated(trainer: Reads, inference: str = "cn") -> nn.Module:
     """A copy of the network with running statistics of all training images, in random batches, not augmented.
 
     inference: as at test, since what CN+ hands on has another scale than what CN does.
