@@ -8,12 +8,12 @@ cnlib.results.reproduction(runs)                           # every published num
 """
 
 from cnlib.results.benchmarks import machines, measured
+from cnlib.results.formats import to_numbers, to_text
 from cnlib.results.images import MixtureRecord, mixture_record
 from cnlib.results.intervals import Difference, Interval, difference, final, interval, paired
 from cnlib.results.papers import Table, published, tables
 from cnlib.results.report import VERDICTS, Cell, reproduction
 from cnlib.results.runs import by_method, experiments, load, select, to_frame
-from cnlib.results.tables import to_numbers, to_text
 
 __all__ = [
     "VERDICTS",
