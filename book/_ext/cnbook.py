@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from address import resolve
+from layers import NormLayers
 from setup_cell import stamp
 from sphinx.application import Sphinx
 from sphinx.config import Config
@@ -117,6 +118,7 @@ def plain_docstrings(app: Sphinx, what: str, name: str, obj: Any, options: Any, 
 
 def setup(app: Sphinx) -> dict[str, Any]:
     app.add_config_value("cnbook_address", None, "html", types=(str, type(None)))
+    app.add_directive("norm-layers", NormLayers)
     app.connect("config-inited", configure)
     app.connect("builder-inited", copy_mathjax)
     app.connect("html-page-context", add_buttons, priority=502)  # the theme makes its own at 501

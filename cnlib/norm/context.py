@@ -234,8 +234,8 @@ class ContextNorm(nn.Module):
         x: (N, C) or (N, C, *), context: (N,). Contexts without two values keep theirs. Raises ValueError where the
         encoder cannot give these moments: an embedding of E numbers reaches any E + 1 contexts, and not more.
         """
-        check_input(x, self.num_features, self.name_in_errors())
-        context = check_context(context, x, self.num_contexts, self.name_in_errors())
+        check_input(x, self.num_features, self._name_in_errors())
+        context = check_context(context, x, self.num_contexts, self._name_in_errors())
         flat = flatten(widen(x))
         mean, log_var = (value.clone() for value in self._encode())
         for r in context.unique().tolist():
@@ -261,23 +261,23 @@ class ContextNorm(nn.Module):
         solution = torch.linalg.pinv(alpha) @ target.double()
         if not torch.allclose(alpha @ solution, target.double(), rtol=1e-4, atol=1e-4):
             raise ValueError(
-                f"{self.name_in_errors()}: an embedding of {self.embedding_dim} numbers cannot give the moments of "
+                f"{self._name_in_errors()}: an embedding of {self.embedding_dim} numbers cannot give the moments of "
                 f"{self.num_contexts} contexts; use embedding_dim={self.num_contexts - 1} or more, or encoder='linear'"
             )
         return solution[:-1].t(), solution[-1]
 
-    def name_in_errors(self) -> str:
+    def _name_in_errors(self) -> str:
         return f"ContextNorm {self.name!r}" if self.name else f"ContextNorm({self.num_features}, {self.num_contexts})"
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        check_input(x, self.num_features, self.name_in_errors())
+        check_input(x, self.num_features, self._name_in_errors())
         if self.inference not in INFERENCE:
-            raise ValueError(f"{self.name_in_errors()}: inference={self.inference!r}, expected one of {INFERENCE}")
+            raise ValueError(f"{self._name_in_errors()}: inference={self.inference!r}, expected one of {INFERENCE}")
         mean, var = self.moments()
         if not self.training and self.inference == "cn+":
             return self._mixture(x, mean, var)
         ids = self.given_ids if context is None else context
-        ids = check_context(ids, x, self.num_contexts, self.name_in_errors())
+        ids = check_context(ids, x, self.num_contexts, self._name_in_errors())
         return normalize_context(x, ids, mean, var, self.weight, self.bias, self.eps, self.gradient)
 
     def _mixture(self, x: Tensor, mean: Tensor, var: Tensor) -> Tensor:

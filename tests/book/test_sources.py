@@ -4,12 +4,14 @@ import re
 import subprocess
 from pathlib import Path
 
+import layers
 import nbformat
 import pytest
 import yaml
 from setup_cell import SETUP_CELL, TAGS
 
 import cnlib
+from cnlib.norm.registry import NORMS, Entry
 
 ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -58,8 +60,18 @@ def test_no_roles_in_notebooks(path: Path) -> None:
 
 def test_api_page_names_everything_public() -> None:
     page = (ROOT / "book" / "api.md").read_text()
+    assert "```{norm-layers}" in page
+    page += "\n".join([*layers.entries(), ""])
     missing = [name for name in cnlib.__all__ if f"cnlib.{name}\n" not in page]
     assert not missing
+
+
+def test_a_new_layer_has_its_line_on_the_api_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Scaled(cnlib.BatchNorm):
+        def start_from(self) -> None: ...
+
+    monkeypatch.setitem(NORMS, "scaled", Entry("scaled BN", Scaled))
+    assert layers.entries()[-2:] == [f".. autoclass:: {__name__}.Scaled", "   :members: start_from"]
 
 
 def test_readme_example_runs() -> None:
