@@ -83,9 +83,9 @@ def _layers(budget: float, device: torch.device) -> list[dict[str, Any]]:
 
 
 def _mixture(repeats: int) -> list[dict[str, Any]]:
-    from studies import mixture
+    from studies import mixtures
 
-    return mixture.run(repeats)
+    return mixtures.run(repeats)
 
 
 def _training() -> Any:

@@ -1,6 +1,6 @@
 """Our GaussianMixture beside scikit-learn's: same float64 data, start and number of iterations, two threads each.
 
-    python -m studies.mixture
+    python -m studies.mixtures
 
 The two alternate within each repeat, so that whatever else the machine does hits both; times are medians.
 """

@@ -42,20 +42,19 @@ def check_norm(
 ) -> list[Failure]:
     """Compare a layer with a reference and with itself; return the checks that it fails, [] for a correct layer.
 
-    | check    | what must hold                                                  | what it finds              |
-    |----------|-----------------------------------------------------------------|----------------------------|
-    | output   | in training, the reference's output                             | another variance           |
-    | axes     | the same where all axes have one size, so that no wrong one     | sums over, or values       |
-    |          | raises an error                                                 | along, the wrong axes      |
-    | gradient | the backward is the derivative of the layer's own forward       | moments taken as constants |
-    | flat     | a constant input: finite output and gradient                    | epsilon outside the root   |
-    | mode     | the same output under no_grad, in training and in evaluation    | mode read off the gradient |
-    | running  | in evaluation, after 15 batches, the reference's output         | momentum, biased variance  |
-    | reload   | the state dict, loaded into a new layer, gives the same output  | statistics not in buffers  |
-    | graph    | after a training step the layer holds nothing of a graph        | running moments not cut    |
-    | float32  | at mean 10,000 and deviation 1, its own output in float64       | E[x^2] - E[x]^2            |
-    | half     | for float16 x of deviation 300, that output rounded to float16  | squares that overflow      |
-    | one      | one value per channel: refused where the reference refuses it   | an output of zeros         |
+    Check, what must hold, and what it finds:
+
+        output     in training, the reference's output; finds another variance
+        axes       the same where all axes have one size; sums or values along a wrong axis, which raise no error there
+        gradient   the backward is the derivative of the layer's own forward; moments taken as constants
+        flat       a constant input has finite output and gradient; epsilon outside the root
+        mode       the same output under no_grad, in training and in evaluation; a mode read off the gradient
+        running    in evaluation, after 15 batches, the reference's output; momentum, biased variance
+        reload     the state dict, loaded into a new layer, gives the same output; statistics not in buffers
+        graph      after a training step the layer holds nothing of a graph; running moments not cut
+        float32    at mean 10,000 and deviation 1, its own output in float64; E[x^2] - E[x]^2
+        half       for float16 x of deviation 300, that output rounded to float16; squares that overflow
+        one        one value per channel is refused where the reference refuses it; an output of zeros
 
     make, reference: called with the number of channels, 4, as often as needed; each returns a new layer, on the CPU.
     They get x (N, 4) or, where the reference takes no vectors, (N, 4, *) of the lowest rank that it takes; "axes" goes

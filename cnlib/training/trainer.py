@@ -23,7 +23,7 @@ from cnlib.training.batches import Batch, Split, moments
 from cnlib.training.build import OPTIMIZERS, build_contexts, build_model, check
 from cnlib.training.config import Config
 from cnlib.training.metrics import Meter
-from cnlib.training.readings import TestSet, evaluate, final_readings
+from cnlib.training.readings import TestSet, evaluate, final_readings, first_layer
 from cnlib.training.schedule import factor, set_rate
 
 
@@ -60,8 +60,8 @@ class Trainer:
             build = lambda: build_contexts(config, data, device, soft)  # noqa: E731
             self.contexts = distributed.from_leader(build) if state is None else state["contexts"]
         self.contexts_seconds = time.perf_counter() - clock
-        if config.norm == "cn" and not self.contexts:
-            raise ValueError("norm 'cn' needs contexts: set contexts, e.g. to gmm, random or superclass")
+        if hasattr(first_layer(self.model, config), "given_ids") and not self.contexts:
+            raise ValueError(f"norm {config.norm!r} needs contexts: set contexts, e.g. to gmm, random or superclass")
         layout = torch.channels_last if config.channels_last else torch.contiguous_format
         self.dtype = torch.float64 if config.precision == "fp64" else torch.float32
         self.model = self.model.to(device, self.dtype).to(memory_format=layout)
