@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import cnlib
-from cnlib.norm.batch import BATCH, SAMPLE, Standardize
+from cnlib.norm.batch import BATCH, SAMPLE, Standardize, moments, normalize, standardize
 
 NATIVE = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}
 
@@ -44,8 +44,20 @@ def test_gradients_of_the_layer(shape, seed):
 def test_gradients_through_the_moments_it_returns(axes):
     # y, mean and var are all outputs: each must carry its gradient back, alone and together
     x, w, b = double((3, 2, 2, 2), 0), double((1, 2, 2, 1), 1), double((1, 2, 2, 1), 2)
-    check_gradients(lambda x, w, b: Standardize.apply(x, w, b, axes, 1e-3), x, w, b)
-    check_gradients(lambda x: Standardize.apply(x, None, None, axes, 1e-3)[1:], x)
+    check_gradients(lambda x, w, b: Standardize.apply(x, w, b, axes, 1e-3)[:3], x, w, b)
+    check_gradients(lambda x: Standardize.apply(x, None, None, axes, 1e-3)[1:3], x)
+
+
+@pytest.mark.parametrize("axes", [BATCH, SAMPLE])
+def test_moments_then_standardize_is_normalize(axes):
+    x, weight, bias = double((3, 2, 4, 5), 0, shift=7), double((1, 2, 4, 1), 1), double((1, 2, 4, 1), 2)
+    mean, var, m = moments(x, axes)
+    y, *its_moments, its_m = normalize(x, weight, bias, axes, 1e-3)
+    assert m == its_m == x.numel() // mean.numel()
+    assert_same([mean, var], list(torch.var_mean(x, axes, correction=0, keepdim=True))[::-1])
+    assert_same([mean, var], its_moments)
+    assert_same(standardize(x, mean, var, weight, bias, 1e-3), y)
+    assert_same(standardize(x, mean, var, None, None, 1e-3) * weight + bias, y)
 
 
 @given(shape=shapes, seed=seeds)
