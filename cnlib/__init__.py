@@ -41,7 +41,19 @@ __all__ = [
     "use_context",
 ]
 
-_LATER = ("contexts", "data", "experiments", "mixture", "models", "plots", "results", "sweeps", "training")
+_LATER = (
+    "contexts",
+    "data",
+    "experiments",
+    "lab",
+    "mixture",
+    "models",
+    "plots",
+    "results",
+    "sweeps",
+    "testing",
+    "training",
+)
 
 
 def __getattr__(name: str) -> Any:
