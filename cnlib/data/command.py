@@ -27,7 +27,7 @@ def list_data() -> None:
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
     for name in data.names():
-        here = name == "digits" or (data.root() / name).is_dir()
+        here = name in data.EMBEDDED or (data.root() / name).is_dir()
         typer.echo(f"{name:<20}{'here' if here else 'to be fetched'}")
 
 
@@ -50,9 +50,8 @@ def verify(names: Annotated[list[str], typer.Argument(help="one or more", autoco
     from cnlib import data
 
     def verified(name: str) -> str:
-        if name == "digits":
-            return "part of scikit-learn, nothing to check"
-        return f"{len(data.verify(name))} files as converted"
+        files = data.verify(name)
+        return f"{len(files)} files as converted" if files else "part of what is installed, nothing to check"
 
     _each(names, verified)
 
