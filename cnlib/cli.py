@@ -163,7 +163,9 @@ def sweep(
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
     if not configs:
-        raise typer.BadParameter(f"no cell of {table} at profile {profile} matches {only!r}: see --dry-run without it")
+        profiles = dict.fromkeys(name for grid in experiment.sweeps[table] for name in grid.profiles)
+        rest = f"; it has cells at {', '.join(profiles)}" if profiles else ": see --dry-run without it"
+        raise typer.BadParameter(f"no cell of {table} at profile {profile} matches {only!r}{rest}")
     _run(configs, out or Path("runs", experiment.name), device, threads, until, dry_run)
 
 

@@ -70,6 +70,7 @@ def test_a_record_of_another_configuration_is_kept_and_the_run_reported_as_faile
         (["run", "convnet", "--device", "cuda:99"], "cannot be used here"),
         (["sweep", "table-xi"], "expected one of table-1"),
         (["sweep", "table-v", "--only", "nothing*"], "no cell of table-v"),
+        (["sweep", "long"], "no cell of long at profile smoke matches '*'; it has cells at narrow"),
         (["sweep", "table-v", "--until", "soon"], "8min"),
         (["report", "--table", "icdm_table_99"], "there are french_table_1"),
         (["report", "--records", "convnet"], "no folder"),
