@@ -29,12 +29,7 @@ app = typer.Typer(
     name="cnlib", help=HELP, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="markdown"
 )
 app.add_typer(data_app, name="data")
-
-
-class Format(StrEnum):
-    text = "text"
-    markdown = "markdown"
-    csv = "csv"
+Format = StrEnum("Format", ["text", "markdown", "csv"])
 
 
 def duration(text: str) -> float:
@@ -163,8 +158,8 @@ def sweep(
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
     if not configs:
-        profiles = dict.fromkeys(name for grid in experiment.sweeps[table] for name in grid.profiles)
-        rest = f"; it has cells at {', '.join(profiles)}" if profiles else ": see --dry-run without it"
+        known = ", ".join(dict.fromkeys(name for grid in experiment.sweeps[table] for name in grid.profiles))
+        rest = f"; it has cells at {known}" if known else ": see --dry-run without it"
         raise typer.BadParameter(f"no cell of {table} at profile {profile} matches {only!r}{rest}")
     _run(configs, out or Path("runs", experiment.name), device, threads, until, dry_run)
 

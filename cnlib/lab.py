@@ -20,8 +20,6 @@ from torch import Tensor, nn
 
 from cnlib.norm import use_context
 
-Loss = Callable[[Tensor, Tensor], Tensor]
-
 
 class Digits(NamedTuple):
     x: Tensor
@@ -39,14 +37,14 @@ def digits(flat: bool = True, standardize: bool = False, dtype: torch.dtype | No
     from cnlib import data
 
     loaded = data.load("digits")
-    parts = []
-    for images in (loaded.train_images, loaded.test_images):
-        x = torch.tensor(images).permute(0, 3, 1, 2).to(dtype or torch.get_default_dtype()) / 255
-        parts.append(x.flatten(1) if flat else x)
+    y, y_test = torch.tensor(loaded.train_labels), torch.tensor(loaded.test_labels)
+    images = (torch.tensor(i).permute(0, 3, 1, 2) for i in (loaded.train_images, loaded.test_images))
+    x, x_test = (i.to(dtype or torch.get_default_dtype()) / 255 for i in images)
+    if flat:
+        x, x_test = x.flatten(1), x_test.flatten(1)
     if standardize:
-        mean, std = parts[0].mean(), parts[0].std()
-        parts = [(x - mean) / std for x in parts]
-    return Digits(parts[0], torch.tensor(loaded.train_labels), parts[1], torch.tensor(loaded.test_labels))
+        x, x_test = (x - x.mean()) / x.std(), (x_test - x.mean()) / x.std()
+    return Digits(x, y, x_test, y_test)
 
 
 def dense(
@@ -102,7 +100,7 @@ def fit(
     ids: Tensor | None = None,
     responsibilities: Tensor | None = None,
     watch: Callable[[int], None] | None = None,
-    loss: Loss = nn.functional.cross_entropy,
+    loss: Callable[[Tensor, Tensor], Tensor] = nn.functional.cross_entropy,
 ) -> np.ndarray:
     """A step of the optimizer for each item of ``batches``; returns the loss of each, before the step: (steps,).
 
