@@ -20,6 +20,8 @@ from torch import Tensor, nn
 
 from cnlib.norm import use_context
 
+Rows = Tensor | None
+
 
 class Digits(NamedTuple):
     x: Tensor
@@ -81,8 +83,7 @@ def he(layer: nn.Linear) -> None:
 def batches(count: int, size: int, epochs: int, seed: int) -> Iterator[Tensor]:
     """Indices (size,) into ``count`` samples, in an order new in each epoch; what fills no batch is left out.
 
-    The order depends on ``seed`` alone, not on torch's global random state. ValueError where a batch is larger than
-    the set.
+    The order depends on ``seed`` alone, not on torch's global random state. ValueError where size is above count.
     """
     if not 1 <= size <= count:
         raise ValueError(f"batches: size is {size}, expected 1 to {count}, the number of samples")
@@ -97,8 +98,8 @@ def fit(
     batches: Iterable[Tensor],
     x: Tensor,
     y: Tensor,
-    ids: Tensor | None = None,
-    responsibilities: Tensor | None = None,
+    ids: Rows = None,
+    responsibilities: Rows = None,
     watch: Callable[[int], None] | None = None,
     loss: Callable[[Tensor, Tensor], Tensor] = nn.functional.cross_entropy,
 ) -> np.ndarray:
@@ -128,12 +129,7 @@ def fit(
 
 @torch.no_grad()
 def accuracy(
-    model: nn.Module,
-    x: Tensor,
-    y: Tensor,
-    ids: Tensor | None = None,
-    responsibilities: Tensor | None = None,
-    training: bool = False,
+    model: nn.Module, x: Tensor, y: Tensor, ids: Rows = None, responsibilities: Rows = None, training: bool = False
 ) -> float:
     """Share of the samples whose largest logit is that of their label, all in one batch.
 
@@ -148,7 +144,7 @@ def accuracy(
     return (found == y).double().mean().item()
 
 
-def _check_rows(caller: str, x: Tensor, **others: Tensor | None) -> None:
+def _check_rows(caller: str, x: Tensor, **others: Rows) -> None:
     for name, rows in others.items():
         if rows is not None and len(rows) != len(x):
             raise ValueError(f"{caller}: {name} has {len(rows)} rows, expected {len(x)}, one for each sample of x")
