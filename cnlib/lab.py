@@ -115,8 +115,7 @@ def fit(
     for step, index in enumerate(batches):
         if watch is not None:
             watch(step)
-        given = (None if rows is None else rows[index] for rows in (ids, responsibilities))
-        with use_context(model, *given):
+        with use_context(model, *(None if rows is None else rows[index] for rows in (ids, responsibilities))):
             value = loss(model(x[index]), y[index])
         optimizer.zero_grad()
         value.backward()
