@@ -106,17 +106,19 @@ def fit(
     """A step of the optimizer for each item of ``batches``; returns the loss of each, before the step: (steps,).
 
     batches: indices into x, y, ids and responsibilities, which all have N rows; the latter two reach the layers that
-    take them (``cnlib.use_context``). watch: called with the number of the step, before it. The model stays in
-    training mode. ValueError where the numbers of rows differ, or there is no batch.
+    take them (``cnlib.use_context``). watch: called with the number of the step, before it. loss: of logits and labels;
+    None is cross-entropy. The model stays in training mode. ValueError where the numbers of rows differ, or there is no
+    batch.
     """
     _check_rows("fit", x, y=y, ids=ids, responsibilities=responsibilities)
     model.train()
-    losses = []
+    # no function as a default: the API page would print it with its address
+    measure, losses = loss or nn.functional.cross_entropy, []
     for step, index in enumerate(batches):
         if watch is not None:
             watch(step)
         with use_context(model, *(None if rows is None else rows[index] for rows in (ids, responsibilities))):
-            value = loss(model(x[index]), y[index])
+            value = measure(model(x[index]), y[index])
         optimizer.zero_grad()
         value.backward()
         optimizer.step()
