@@ -113,7 +113,7 @@ def fit(
     _check_rows("fit", x, y=y, ids=ids, responsibilities=responsibilities)
     model.train()
     # no function as a default: the API page would print it with its address
-    measure = loss or nn.functional.cross_entropy
+    measure: Loss = nn.functional.cross_entropy if loss is None else loss
     losses: list[float] = []
     for step, index in enumerate(batches):
         if watch is not None:
