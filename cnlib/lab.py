@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from cnlib.norm import use_context
 
 Rows = Tensor | None
+Loss = Callable[[Tensor, Tensor], Tensor]
 
 
 class Digits(NamedTuple):
@@ -101,7 +102,7 @@ def fit(
     ids: Rows = None,
     responsibilities: Rows = None,
     watch: Callable[[int], None] | None = None,
-    loss: Callable[[Tensor, Tensor], Tensor] = nn.functional.cross_entropy,
+    loss: Loss | None = None,
 ) -> np.ndarray:
     """A step of the optimizer for each item of ``batches``; returns the loss of each, before the step: (steps,).
 
