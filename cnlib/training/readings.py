@@ -99,7 +99,7 @@ def final_readings(trainer: Reads) -> dict[str, Any]:
     """Each test set under running statistics re-estimated on the training images with the same weights,
     "test_reestimated_accuracy" and so on; and "predictions", those of both readings.
 
-    Running statistics trail behind the weights, which costs every method another amount; these do not.
+    Running statistics are averages over the weights of many steps; these are of one network.
     """
     kept: dict[str, str] = {}
     found: dict[str, Any] = {"predictions": kept}
@@ -113,7 +113,7 @@ def final_readings(trainer: Reads) -> dict[str, Any]:
     tracks = any(getattr(layer, "running_mean", None) is not None for layer in trainer.tested.modules())
     fresh = {test.inference: reestimated(trainer, test.inference) for test in trainer.tests.values() if tracks}
     for name, test in trainer.tests.items():
-        read(test, trainer.tested, name)  # its metrics are those of the last epoch
+        read(test, trainer.tested, name)  # its metrics are those of its own epoch
         if tracks:
             found |= read(test, fresh[test.inference], f"{name}_reestimated")
     return found

@@ -225,7 +225,7 @@ class Trainer:
         name = self.HEADLINE.replace("test", "val", 1)
         value = metrics[name] * (-1 if name.endswith("loss") else 1)
         if not self.best or value > self.best["value"]:
-            weights = {key: tensor.clone() for key, tensor in self.model.state_dict().items()}
+            weights = {key: tensor.clone() for key, tensor in self.tested.state_dict().items()}
             self.best = {"value": value, "epoch": self.epoch, "model": weights}
 
     @property
@@ -238,7 +238,7 @@ class Trainer:
         """After the last epoch: the weights of the best one, where the run stops by validation images, and how they
         are read in the end (`final_readings`)."""
         if self.best:
-            self.model.load_state_dict(self.best["model"])
+            self.tested.load_state_dict(self.best["model"])
         return final_readings(self)
 
     def memory(self) -> dict[str, int]:

@@ -291,8 +291,9 @@ def test_the_average_of_the_weights_is_tested_in_their_place():
     assert not torch.equal(trainer.model.conv1.weight, mean)
 
 
-def test_it_stops_by_the_validation_images_and_takes_its_best_weights(tmp_path):
-    config = Config(**SMALL | {"epochs": 12, "train_size": 300}, validation=60, patience=1, lr=0.02)
+@pytest.mark.parametrize("average", [0.0, 0.5])
+def test_it_stops_by_the_validation_images_and_takes_its_best_weights(average, tmp_path):
+    config = Config(**SMALL | {"epochs": 12, "train_size": 300}, validation=60, patience=1, lr=0.02, average=average)
     run = train(config, tmp_path / "run.jsonl")
     values = run.curve("val_accuracy")
     best = int(values.argmax())
