@@ -307,6 +307,17 @@ def test_it_stops_by_the_validation_images_and_takes_its_best_weights(average, t
     assert readings.evaluate(trainer, trainer.tests["val"], trainer.model)["accuracy"] == values[best]
 
 
+def test_the_best_weights_are_those_that_were_tested():
+    data = cnlib.data.load("digits").subset(200, 100)
+    trainer = Trainer(Config(**SMALL, validation=40, patience=9, average=0.5), data, torch.device("cpu"))
+    trainer.run_epoch()
+    tested = {key: value.clone() for key, value in trainer.tested.state_dict().items()}
+    trainer.best["value"] = 2.0  # no later epoch is better
+    trainer.run_epoch()
+    trainer.conclude()
+    torch.testing.assert_close(dict(trainer.tested.state_dict()), tested, rtol=0, atol=0)
+
+
 def test_contexts_go_with_any_norm():
     data = cnlib.data.load("digits").subset(200, 100)
     trainer = Trainer(Config(**SMALL, contexts="random"), data, torch.device("cpu"))
