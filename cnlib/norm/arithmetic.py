@@ -6,10 +6,13 @@ overwrite their first argument, as torch's do, unless autograd is to differentia
 
 from __future__ import annotations
 
+import math
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
+
+from cnlib.norm.calling import transformed
 
 
 def widen(x: Tensor) -> Tensor:
@@ -39,7 +42,31 @@ def unbiased(var: Tensor, count: Tensor) -> Tensor:
 
 def flatten(x: Tensor) -> Tensor:
     """(N, C) or (N, C, *) as (N, C, L); -1 cannot say this of an empty batch."""
-    return x.reshape(x.shape[0], x.shape[1], x.shape[2:].numel())
+    return x.reshape(x.shape[0], x.shape[1], positions(x))
+
+
+def positions(x: Tensor) -> int:
+    """L of x (N, C, *), 1 of (N, C). Not Size.numel(): torch.export would take it for a constant."""
+    return math.prod(x.shape[2:])
+
+
+# Longest row whose squares one kernel sums into one float: its error grows with the length.
+ROW = 4096
+
+
+def sum_squares(x: Tensor) -> Tensor:
+    """Sum of squares over the last axis, which stays with size 1. No square the size of x is formed."""
+    if torch.compiler.is_compiling():
+        return x.square().sum(-1, keepdim=True)  # fused
+    length = x.shape[-1]
+    if length <= ROW:
+        return torch.linalg.vector_norm(x, dim=-1, keepdim=True).square()
+    whole = length // ROW * ROW
+    rows = x[..., :whole].unflatten(-1, (-1, ROW))
+    parts = [torch.linalg.vector_norm(rows, dim=-1).square().sum(-1, keepdim=True)]
+    if whole < length:
+        parts.append(torch.linalg.vector_norm(x[..., whole:], dim=-1, keepdim=True).square())
+    return sum(parts[1:], parts[0])
 
 
 def no_autocast(x: Tensor) -> AbstractContextManager[object]:
@@ -48,8 +75,11 @@ def no_autocast(x: Tensor) -> AbstractContextManager[object]:
 
 
 def _keep(*tensors: Tensor) -> bool:
-    """Whether the first of them must survive. A compiler fuses anyway, and torch 2.11's fails as in ``narrow``."""
-    return torch.compiler.is_compiling() or (torch.is_grad_enabled() and any(t.requires_grad for t in tensors))
+    """Whether the first of them must survive. A compiler fuses anyway, and torch 2.11's fails as in ``narrow``; under
+    vmap, and where gradients come batched, a factor may have more values than what it is to overwrite."""
+    if torch.compiler.is_compiling() or transformed() or any(map(torch._C._functorch.is_legacy_batchedtensor, tensors)):
+        return True
+    return torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
 
 
 def affine_(x: Tensor, scale: Tensor, shift: Tensor | None = None) -> Tensor:

@@ -10,8 +10,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from cnlib.norm.arithmetic import add_product_, affine_, channelwise, narrow, wide_type, widen
-from cnlib.norm.checks import check_gradient, check_input
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from cnlib.norm.arithmetic import add_product_, affine_, channelwise, narrow, positions, sum_squares, wide_type, widen
+from cnlib.norm.calling import by_hand, drop_in
+from cnlib.norm.checks import check_eps, check_gradient, check_input
 from cnlib.norm.layer import Norm
 from cnlib.norm.processes import group_of, pool, total
 
@@ -71,9 +74,8 @@ def _center(x: Tensor, axes: tuple[int, ...]) -> tuple[Tensor, Tensor, int, Tens
     mean = x.mean(-1, keepdim=True).mean(lead, keepdim=True)
     # two passes: E[x^2] - E[x]^2 loses every digit when |mean| >> std
     centered = x - mean
-    norms = torch.linalg.vector_norm(centered, dim=-1, keepdim=True)
     m = _size(x, axes)
-    return mean, norms.square().sum(lead, keepdim=True) / m, m, centered
+    return mean, sum_squares(centered).sum(lead, keepdim=True) / m, m, centered
 
 
 def _size(x: Tensor, axes: tuple[int, ...]) -> int:
@@ -161,10 +163,10 @@ def normalize_groups(
     y has the type of x. Each is over m values, those of all processes of ``group``.
     """
     n, c = x.shape[:2]
-    view = x.reshape(n, num_groups, c // num_groups, x.shape[2:].numel())
+    view = x.reshape(n, num_groups, c // num_groups, positions(x))
     per_channel = (1, num_groups, c // num_groups, 1)
     weight, bias = (channelwise(values, wide_type(x), per_channel) for values in (weight, bias))
-    run = Standardize.apply if gradient == "manual" else normalize
+    run = Standardize.apply if by_hand(gradient) else normalize
     y, mean, var, m = run(view, weight, bias, axes, eps, group)
     return y.reshape(x.shape), mean.flatten(1), var.flatten(1), m
 
@@ -176,19 +178,20 @@ def batch_norm(x: Tensor, eps: float = 1e-5, gradient: str = "manual") -> Tensor
     Source: eq. (1) of both papers.
     """
     check_input(x, None, "batch_norm")
-    return normalize_groups(x, x.shape[1], BATCH, None, None, eps, check_gradient(gradient))[0]
+    return normalize_groups(x, x.shape[1], BATCH, None, None, check_eps(eps), check_gradient(gradient))[0]
 
 
-class BatchNorm(Norm):
+class BatchNorm(Norm, _BatchNorm):
     """Batch normalization over (N, C) or (N, C, *) inputs of any rank.
 
     Training standardizes each channel over the batch and all positions; evaluation uses the running mean and
     the running unbiased variance, where there are any. State dicts are those of ``torch.nn.BatchNorm1d/2d/3d``.
 
-    num_features: C. momentum: rate of the running moments, None for their plain average.
-    gradient: "manual" for the derivation of chapter 2, "autograd" for torch's own; same numbers.
-    Raises ValueError for a wrong rank or channel count, and in training for one value per channel;
-    TypeError for integer or complex x. Source: Ioffe & Szegedy (2015), Algorithms 1-2; eq. (1)-(3), ICDM paper.
+    num_features: C. momentum: rate of the running moments, None for their plain average. bias: whether the affine map
+    has a shift. gradient: "manual" for the derivation of chapter 2, "autograd" for torch's own; same numbers. Under
+    torch.func's transforms and forward-mode differentiation both are torch's own.
+    Raises ValueError for a wrong rank or channel count, and in training for one value per channel; TypeError for
+    integer or complex x. Source: Ioffe & Szegedy (2015), Algorithms 1-2; eq. (1)-(3), ICDM paper.
     """
 
     def __init__(
@@ -200,27 +203,34 @@ class BatchNorm(Norm):
         track_running_stats: bool = True,
         gradient: str = "manual",
         *,
+        bias: bool = True,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(num_features, eps, momentum, affine, track_running_stats, gradient, device, dtype)
+        super().__init__(num_features, eps, momentum, affine, track_running_stats, gradient, device, dtype, bias)
         # set by cnlib.synchronize
         self.synchronized = False
         self.process_group: ProcessGroup | None = None
 
+    @drop_in
     def forward(self, x: Tensor) -> Tensor:
         check_input(x, self.num_features, "BatchNorm")
-        if not self.training and self.running_mean is not None:
+        if self.has_running() and not self.training:
             return self.normalize_running(x)
-        group, own = group_of(self), x.numel() // self.num_features
-        if own < 2 and group is None:
-            raise ValueError(
-                f"BatchNorm: shape {tuple(x.shape)} has {own} value per channel, expected at least 2. "
-                "Use a larger batch, or call .eval()"
-            )
+        group = group_of(self)
+        check_batch(x, group, "BatchNorm")
         y, mean, var, m = normalize_groups(
             x, self.num_features, BATCH, self.weight, self.bias, self.eps, self.gradient, group
         )
         if self.training and self.track_running_stats:
             self.update_running(mean[0], var[0], m)
         return y
+
+
+def check_batch(x: Tensor, group: ProcessGroup | None, who: str) -> None:
+    """One value a channel has no variance. None at all is an empty batch, from which an empty one follows."""
+    if group is None and x.shape[0] * positions(x) == 1:
+        raise ValueError(
+            f"{who}: shape {tuple(x.shape)} has 1 value per channel, expected at least 2. "
+            "Use a larger batch, or call .eval()"
+        )

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import operator
+import sys
 from collections.abc import Callable
+from numbers import Real
 
 import torch
 from torch import Tensor
+
+from cnlib.norm.calling import has_values
 
 GRADIENTS = ("manual", "autograd")
 
@@ -16,10 +21,35 @@ def check_gradient(gradient: str) -> str:
     return gradient
 
 
-def check_positive(**counts: int) -> None:
+def check_positive(**counts: int) -> tuple[int, ...]:
+    """The counts as Python's integers; numpy's are welcome."""
+    checked = []
     for name, value in counts.items():
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        try:
+            # a bool is an index too, and no count
+            checked.append(0 if isinstance(value, bool) else operator.index(value))
+        except TypeError:
+            checked.append(0)
+        if checked[-1] < 1:
             raise ValueError(f"{name}={value!r}: expected an integer of at least 1")
+    return tuple(checked)
+
+
+def check_number(name: str, value: float, low: float, high: float, expected: str) -> float:
+    """value as a Python float, from low to high; numpy's are welcome."""
+    if isinstance(value, bool) or not isinstance(value, Real) or not low <= value <= high:
+        raise ValueError(f"{name}={value!r}: expected {expected}")
+    return float(value)
+
+
+def check_eps(eps: float) -> float:
+    return check_number("eps", eps, 0.0, sys.float_info.max, "a finite number of at least 0, such as 1e-5")
+
+
+def check_momentum(momentum: float | None) -> float | None:
+    if momentum is None:
+        return None
+    return check_number("momentum", momentum, 0.0, 1.0, "a number from 0 to 1, or None for a plain average")
 
 
 def check_input(x: Tensor, num_features: int | None, who: str) -> None:
@@ -39,15 +69,14 @@ def check_input(x: Tensor, num_features: int | None, who: str) -> None:
 def check_values(ok: Tensor, message: Callable[[], str]) -> None:
     """Raise ValueError unless the 0-dim boolean ``ok`` is true.
 
-    Reading a value would break a compiled graph, so there the check becomes part of the graph; on the meta
-    device there are no values to check.
+    Reading a value would break a compiled graph, so there the check becomes part of the graph. On the meta device and
+    under vmap there are no values to check.
     """
-    if ok.device.type == "meta":
-        return
-    if torch.compiler.is_compiling():
+    if has_values(ok):
+        if not bool(ok):
+            raise ValueError(message())
+    elif torch.compiler.is_compiling() and ok.device.type != "meta":
         torch._assert_async(ok, "cnlib: a value is out of range; run once without torch.compile to see which")
-    elif not bool(ok):
-        raise ValueError(message())
 
 
 def check_context(context: Tensor | None, x: Tensor, num_contexts: int, who: str) -> Tensor:
@@ -68,7 +97,8 @@ def check_context(context: Tensor | None, x: Tensor, num_contexts: int, who: str
         raise ValueError(
             f"{who}: the context is on {context.device} and x on {x.device}; move it with context.to(x.device)"
         )
-    if context.numel():
+    # under vmap there is nothing to compare
+    if context.numel() and (has_values(context) or torch.compiler.is_compiling()):
         low, high = torch.aminmax(context)
         check_values(
             (low >= 0) & (high < num_contexts),
@@ -110,3 +140,7 @@ def check_responsibilities(tau: Tensor, x: Tensor, num_components: int | None, w
         raise TypeError(f"{who}: responsibilities have type {tau.dtype}, expected a real floating type")
     if tau.device != x.device:
         raise ValueError(f"{who}: responsibilities are on {tau.device} and x on {x.device}; use .to(x.device)")
+    check_values(
+        ((tau.sum(1) - 1).abs() < 1e-2).all() & (tau > -1e-3).all(),
+        lambda: f"{who}: responsibilities must be non-negative and sum to 1 over the components (axis 1)",
+    )

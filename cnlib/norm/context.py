@@ -11,8 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from cnlib.norm.arithmetic import affine_, channelwise, flatten, narrow, no_autocast, product_, wide_type, widen
-from cnlib.norm.checks import check_context, check_gradient, check_input, check_moments, check_positive
+from cnlib.norm.calling import by_hand, drop_in
+from cnlib.norm.checks import check_context, check_eps, check_gradient, check_input, check_moments, check_positive
 from cnlib.norm.gaussians import posterior
+from cnlib.norm.given import given
 from cnlib.norm.mixture import normalize_mixture
 
 ENCODERS = ("table", "linear", "embedder")
@@ -95,7 +97,7 @@ def normalize_context(
     dtype = wide_type(x)
     mean, var = mean.to(dtype), var.to(dtype)
     weight, bias = (channelwise(values, dtype, (-1,)) for values in (weight, bias))
-    run = ContextStandardize.apply if gradient == "manual" else context_standardize
+    run = ContextStandardize.apply if by_hand(gradient) else context_standardize
     return run(flatten(x), context, mean, var, weight, bias, eps).reshape(x.shape)
 
 
@@ -112,7 +114,7 @@ def context_norm(
     check_input(x, None, "context_norm")
     check_moments(mean, var, x.shape[1], "context_norm")
     context = check_context(context, x, mean.shape[0], "context_norm")
-    return normalize_context(x, context, mean, var, None, None, eps, check_gradient(gradient))
+    return normalize_context(x, context, mean, var, None, None, check_eps(eps), check_gradient(gradient))
 
 
 def context_norm_plus(x: Tensor, mean: Tensor, var: Tensor, eps: float = 1e-5, gradient: str = "manual") -> Tensor:
@@ -125,7 +127,7 @@ def context_norm_plus(x: Tensor, mean: Tensor, var: Tensor, eps: float = 1e-5, g
     check_moments(mean, var, x.shape[1], "context_norm_plus")
     priors = x.new_full((mean.shape[0],), 1 / mean.shape[0], dtype=wide_type(x))
     tau = posterior(x, priors, mean, var, check_gradient(gradient))
-    return normalize_mixture(x, tau, priors, None, None, eps, gradient)[0]
+    return normalize_mixture(x, tau, priors, None, None, check_eps(eps), gradient)[0]
 
 
 class ContextNorm(nn.Module):
@@ -143,7 +145,7 @@ class ContextNorm(nn.Module):
     and log standard deviations uniform in +-sqrt(6 / (T + C)), so that contexts differ before training; with an encoder
     all its weights are drawn so, by their own sizes, and biases are 0. ``start_from`` starts from data.
     inference: "cn" normalizes with the sample's own context, "cn+" with all contexts as a mixture and no id
-    (Algorithm 3); only read in eval mode. affine: a per-channel scale and shift after it.
+    (Algorithm 3); only read in eval mode. affine: a per-channel scale and shift after it; bias: whether with the shift.
 
     CN-Channels is this layer on images, ``ContextNorm(3, T)`` on (N, 3, H, W); CN-Patches is this layer on
     patches or their embeddings, ``ContextNorm(D, T)`` on (N, D, patches).
@@ -161,31 +163,32 @@ class ContextNorm(nn.Module):
         *,
         start: str = "identity",
         embedding_dim: int | None = None,
+        bias: bool = True,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        check_positive(num_features=num_features, num_contexts=num_contexts)
+        num_features, num_contexts = check_positive(num_features=num_features, num_contexts=num_contexts)
         for name, value, known in (("encoder", encoder, ENCODERS), ("start", start, STARTS)):
             if value not in known:
                 raise ValueError(f"{name}={value!r}: expected one of {known}")
-        self.num_features, self.num_contexts, self.eps = num_features, num_contexts, eps
+        self.num_features, self.num_contexts, self.eps = num_features, num_contexts, check_eps(eps)
         self.encoder, self.start, self.affine, self.gradient = encoder, start, affine, check_gradient(gradient)
-        self.embedding_dim = num_features if embedding_dim is None else embedding_dim
+        width = num_features if embedding_dim is None else embedding_dim
+        (self.embedding_dim,) = check_positive(embedding_dim=width)
         self.inference = "cn"
         # both are set by cnlib.use_context: the layer's place in its model, and the ids of the batch
         self.name = ""
         self.given_ids: Tensor | None = None
         at: dict[str, Any] = {"device": device, "dtype": dtype}
         self.weight = nn.Parameter(torch.ones(num_features, **at)) if affine else None
-        self.bias = nn.Parameter(torch.zeros(num_features, **at)) if affine else None
+        self.bias = nn.Parameter(torch.zeros(num_features, **at)) if affine and bias else None
         if encoder == "table":
             self.mean = nn.Parameter(torch.empty(num_contexts, num_features, **at))
             self.log_var = nn.Parameter(torch.empty(num_contexts, num_features, **at))
         else:
             width = num_contexts
             if encoder == "embedder":
-                check_positive(embedding_dim=self.embedding_dim)
                 self.embedder = nn.Linear(num_contexts, self.embedding_dim, **at)
                 width = self.embedding_dim
             self.mean_encoder = nn.Linear(width, num_features, **at)
@@ -269,6 +272,7 @@ class ContextNorm(nn.Module):
     def _name_in_errors(self) -> str:
         return f"ContextNorm {self.name!r}" if self.name else f"ContextNorm({self.num_features}, {self.num_contexts})"
 
+    @drop_in
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         check_input(x, self.num_features, self._name_in_errors())
         if self.inference not in INFERENCE:
@@ -276,7 +280,7 @@ class ContextNorm(nn.Module):
         mean, var = self.moments()
         if not self.training and self.inference == "cn+":
             return self._mixture(x, mean, var)
-        ids = self.given_ids if context is None else context
+        ids = given(self, "given_ids") if context is None else context
         ids = check_context(ids, x, self.num_contexts, self._name_in_errors())
         return normalize_context(x, ids, mean, var, self.weight, self.bias, self.eps, self.gradient)
 

@@ -15,10 +15,12 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn.modules.instancenorm import _InstanceNorm
 
-from cnlib.norm.arithmetic import add_product_, channelwise, flatten, narrow, wide_type, widen
+from cnlib.norm.arithmetic import add_product_, channelwise, flatten, narrow, positions, sum_squares, wide_type, widen
 from cnlib.norm.batch import SAMPLE, normalize_groups
-from cnlib.norm.checks import check_input, check_positive
+from cnlib.norm.calling import also_named, by_hand, drop_in
+from cnlib.norm.checks import check_eps, check_input, check_positive
 from cnlib.norm.layer import Norm
 
 
@@ -29,6 +31,7 @@ class GroupNorm(Norm):
     State dicts are those of ``torch.nn.GroupNorm``. Raises ValueError / TypeError as ``BatchNorm``.
     """
 
+    @also_named(num_channels="num_features")
     def __init__(
         self,
         num_groups: int,
@@ -37,23 +40,23 @@ class GroupNorm(Norm):
         affine: bool = True,
         gradient: str = "manual",
         *,
+        bias: bool = True,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(num_features, eps, None, affine, False, gradient, device, dtype)
-        check_positive(num_groups=num_groups)
+        super().__init__(num_features, eps, None, affine, False, gradient, device, dtype, bias)
+        (num_groups,) = check_positive(num_groups=num_groups)
         if num_features % num_groups:
             raise ValueError(f"num_groups={num_groups} does not divide num_features={num_features}")
         self.num_groups = num_groups
 
+    @drop_in
     def forward(self, x: Tensor) -> Tensor:
         check_input(x, self.num_features, type(self).__name__)
         return normalize_groups(x, self.num_groups, SAMPLE, self.weight, self.bias, self.eps, self.gradient)[0]
 
     def extra_repr(self) -> str:
-        return (
-            f"{self.num_groups}, {self.num_features}, eps={self.eps}, affine={self.affine}, gradient={self.gradient!r}"
-        )
+        return f"{self.num_groups}, {_repr_of_sample(self)}"
 
 
 class LayerNorm(GroupNorm):
@@ -63,6 +66,7 @@ class LayerNorm(GroupNorm):
     (N, C, *) ``torch.nn.GroupNorm(1, C)``: group normalization with one group.
     """
 
+    @also_named(normalized_shape="num_features", elementwise_affine="affine")
     def __init__(
         self,
         num_features: int,
@@ -70,19 +74,25 @@ class LayerNorm(GroupNorm):
         affine: bool = True,
         gradient: str = "manual",
         *,
+        bias: bool = True,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(1, num_features, eps, affine, gradient, device=device, dtype=dtype)
+        super().__init__(1, num_features, eps, affine, gradient, bias=bias, device=device, dtype=dtype)
 
     def extra_repr(self) -> str:
-        return f"{self.num_features}, eps={self.eps}, affine={self.affine}, gradient={self.gradient!r}"
+        return _repr_of_sample(self)
 
 
-class InstanceNorm(Norm):
+def _repr_of_sample(layer: Norm) -> str:
+    """Of a layer without running moments."""
+    return f"{layer.num_features}, eps={layer.eps}, affine={layer.affine}, gradient={layer.gradient!r}"
+
+
+class InstanceNorm(Norm, _InstanceNorm):
     """Instance normalization (Ulyanov et al. 2016): moments over the positions of one channel of one sample.
 
-    x: (N, C, *) with at least two positions. Defaults and state dicts are those of ``torch.nn.InstanceNorm``:
+    x: (N, C, *), not torch's (C, *), with at least two positions. Defaults and state dicts are those of ``torch.nn.InstanceNorm``:
     no affine map, no running moments. With ``track_running_stats`` evaluation uses their running averages; without it,
     or with it off, the sample's own. Raises ValueError for a single position, where every output would be 0.
     """
@@ -98,25 +108,26 @@ class InstanceNorm(Norm):
         track_running_stats: bool = False,
         gradient: str = "manual",
         *,
+        bias: bool = True,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(num_features, eps, momentum, affine, track_running_stats, gradient, device, dtype)
+        super().__init__(num_features, eps, momentum, affine, track_running_stats, gradient, device, dtype, bias)
 
+    @drop_in
     def forward(self, x: Tensor) -> Tensor:
         check_input(x, self.num_features, "InstanceNorm")
-        if not self.training and self.track_running_stats and self.running_mean is not None:
+        if self.has_running() and self.track_running_stats and not self.training:
             return self.normalize_running(x)
-        positions = x.shape[2:].numel()
-        if positions < 2:
+        if positions(x) == 1:
             raise ValueError(
-                f"InstanceNorm: shape {tuple(x.shape)} has {positions} position per channel, expected at least 2; "
+                f"InstanceNorm: shape {tuple(x.shape)} has 1 position per channel, expected at least 2; "
                 "use LayerNorm or GroupNorm for inputs without positions"
             )
         y, mean, var, m = normalize_groups(
             x, self.num_features, SAMPLE, self.weight, self.bias, self.eps, self.gradient
         )
-        if self.training and self.track_running_stats:
+        if self.training and self.track_running_stats and x.numel():
             self.update_running(mean.mean(0), var.mean(0), m)
         return y
 
@@ -127,8 +138,7 @@ def rms_scale(x: Tensor, weight: Tensor | None, eps: float) -> tuple[Tensor, Ten
     x: (N, C, L); weight: (1, C, 1) or None.
     """
     wide = widen(x)
-    norms = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
-    square = norms.square().sum(1, keepdim=True) / (x.shape[1] * x.shape[2])
+    square = sum_squares(wide).sum(1, keepdim=True) / (x.shape[1] * x.shape[2])
     scale = (square + eps).rsqrt()
     return narrow(wide * (scale if weight is None else scale * weight), x.dtype), square
 
@@ -175,6 +185,7 @@ class RMSNorm(Norm):
     Raises ValueError / TypeError as ``BatchNorm``.
     """
 
+    @also_named(normalized_shape="num_features", elementwise_affine="affine")
     def __init__(
         self,
         num_features: int,
@@ -185,16 +196,16 @@ class RMSNorm(Norm):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(num_features, 0.0, None, affine, False, gradient, device, dtype)
-        self.eps: float | None = eps  # type: ignore[assignment]
-        self.bias = None
+        super().__init__(num_features, 0.0, None, affine, False, gradient, device, dtype, bias=False)
+        self.eps: float | None = None if eps is None else check_eps(eps)  # type: ignore[assignment]
 
+    @drop_in
     def forward(self, x: Tensor) -> Tensor:
         check_input(x, self.num_features, "RMSNorm")
         eps = torch.finfo(x.dtype).eps if self.eps is None else self.eps
         weight = channelwise(self.weight, wide_type(x), (1, self.num_features, 1))
-        run = RootMeanSquare.apply if self.gradient == "manual" else rms_scale
+        run = RootMeanSquare.apply if by_hand(self.gradient) else rms_scale
         return run(flatten(x), weight, eps)[0].reshape(x.shape)
 
     def extra_repr(self) -> str:
-        return f"{self.num_features}, eps={self.eps}, affine={self.affine}, gradient={self.gradient!r}"
+        return _repr_of_sample(self)

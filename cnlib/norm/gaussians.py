@@ -5,6 +5,7 @@ The mixture lives in R^C: one of its samples is the channel vector at one positi
 
 from __future__ import annotations
 
+import math
 from functools import reduce
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 from cnlib.norm.arithmetic import flatten, no_autocast, product_, widen
+from cnlib.norm.calling import by_hand
 from cnlib.norm.checks import check_gradient, check_input, check_moments, check_priors
 from cnlib.norm.processes import gather, pool, total
 
@@ -46,9 +48,15 @@ def mass(tau: Tensor, positions: int) -> Tensor:
     return tau.sum((0, 2)).mul(positions // tau.shape[2]).unsqueeze(1)
 
 
+def least(dtype: torch.dtype) -> float:
+    """The least number of a type whose inverse can be squared, 1e-19 in float32: as 1/v^2 enters each gradient."""
+    return math.sqrt(torch.finfo(dtype).tiny)
+
+
 def invert(values: Tensor) -> Tensor:
-    """1 / values, and 0 where a component is empty: it then takes no part in anything."""
-    return torch.where(values > 0, 1 / values.clamp_min(torch.finfo(values.dtype).tiny), 0.0)
+    """1 / values, and 0 where a component is empty or as good as empty: it then takes no part in anything."""
+    floor = least(values.dtype)
+    return torch.where(values >= floor, 1 / values.clamp_min(floor), 0.0)
 
 
 def mixture_moments(x: Tensor, tau: Tensor, group: ProcessGroup | None = None) -> tuple[Tensor, Tensor, Tensor]:
@@ -141,8 +149,9 @@ def posterior(x: Tensor, priors: Tensor, mean: Tensor, var: Tensor, gradient: st
     """``responsibilities`` of what is known to be valid."""
     wide = widen(x)
     priors, mean, var = (t.to(wide.dtype) for t in (priors, mean, var))
-    flat = flatten(wide)
-    if gradient == "manual":
+    # neither a square of a distance nor that of a precision may overflow: 0 times inf would be the gradient
+    flat, var = flatten(wide).clamp(-0.1 / least(wide.dtype), 0.1 / least(wide.dtype)), var.clamp_min(least(wide.dtype))
+    if by_hand(gradient):
         tau = Responsibilities.apply(flat, priors, mean, var)
     else:
         tau = diagonal_log_joint(flat, priors, mean, var).softmax(1)

@@ -1,21 +1,26 @@
-"""What layers with batch or sample moments have in common: affine parameters and running moments."""
+"""What layers with batch or sample moments have in common: affine parameters and running moments.
+
+The bookkeeping (parameters, buffers, state dicts of every age) is torch's own, inherited. So what asks for torch's
+classes finds these layers: `swa_utils.update_bn`, `torch.func.replace_all_batch_norm_modules_`, loops that freeze.
+"""
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from cnlib.norm.arithmetic import channelwise, widen
-from cnlib.norm.checks import check_gradient, check_positive
+from cnlib.norm.checks import check_eps, check_gradient, check_momentum, check_positive
 
 
-class Norm(nn.Module):
+class Norm(nn.modules.batchnorm._NormBase):
     """Base of the layers in batch.py and family.py: parameters and buffers as torch's layers have them.
 
     track_running_stats: whether there are running moments and training moves them. Set later, it says whether training
-    moves those there are.
+    moves those there are. weight, bias, running_mean, running_var and num_batches_tracked may be set to None at any
+    time. bias: whether an affine map has a shift.
     """
 
     running_mean: Tensor | None
@@ -34,28 +39,37 @@ class Norm(nn.Module):
         gradient: str,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        bias: bool = True,
     ) -> None:
-        super().__init__()
-        check_positive(num_features=num_features)
-        self.num_features, self.eps, self.momentum = num_features, eps, momentum
-        self.affine, self.track_running_stats = affine, track_running_stats
+        (num_features,) = check_positive(num_features=num_features)
+        super().__init__(
+            num_features, check_eps(eps), check_momentum(momentum), affine, track_running_stats, device, dtype
+        )
+        if not bias:
+            self.bias = None
         self.gradient = check_gradient(gradient)
-        at: dict[str, Any] = {"device": device, "dtype": dtype}
-        self.weight = nn.Parameter(torch.empty(num_features, **at)) if affine else None
-        self.bias = nn.Parameter(torch.empty(num_features, **at)) if affine else None
-        stats = track_running_stats
-        self.register_buffer("running_mean", torch.empty(num_features, **at) if stats else None)
-        self.register_buffer("running_var", torch.empty(num_features, **at) if stats else None)
-        self.register_buffer("num_batches_tracked", torch.tensor(0, device=device) if stats else None)
-        self.reset_parameters()
+
+    def reset_running_stats(self) -> None:
+        """Running mean 0, running variance 1, no batch counted."""
+        for buffer, value in ((self.running_mean, 0), (self.running_var, 1), (self.num_batches_tracked, 0)):
+            if buffer is not None:
+                buffer.fill_(value)
 
     def reset_parameters(self) -> None:
         """weight 1, bias 0, running mean 0, running variance 1."""
-        for tensor, value in ((self.weight, 1.0), (self.bias, 0.0), (self.running_mean, 0.0), (self.running_var, 1.0)):
-            if tensor is not None:
-                nn.init.constant_(tensor, value)
-        if self.num_batches_tracked is not None:
-            self.num_batches_tracked.zero_()
+        self.reset_running_stats()
+        for parameter, value in ((self.weight, 1.0), (self.bias, 0.0)):
+            if parameter is not None:
+                nn.init.constant_(parameter, value)
+
+    def has_running(self) -> bool:
+        """Whether there are running moments. Raises ValueError where one of the two was set to None."""
+        if (self.running_mean is None) != (self.running_var is None):
+            raise ValueError(
+                f"{type(self).__name__}: one of running_mean and running_var is None, expected both or neither; "
+                "set the other to None too, or restore it"
+            )
+        return self.running_mean is not None
 
     @torch.no_grad()
     def update_running(self, mean: Tensor, var: Tensor, m: Tensor | int) -> None:
@@ -67,13 +81,15 @@ class Norm(nn.Module):
             self.num_batches_tracked.add_(1)
             # momentum None asks for the plain average over all batches so far
             rate = 1.0 / self.num_batches_tracked if self.momentum is None else self.momentum
+        if isinstance(m, int) and m == 0:
+            return  # an empty batch has no moments
         unbiased = var * (m / (m - 1))
         self.running_mean.copy_((1 - rate) * self.running_mean + rate * mean)
         self.running_var.copy_((1 - rate) * self.running_var + rate * unbiased)
 
     def normalize_running(self, x: Tensor) -> Tensor:
         """x (N, C, *) standardized with the running moments: a fixed affine map."""
-        wide, shape = widen(x), (1, -1) + (1,) * (x.dim() - 2)
+        wide, shape = widen(x), (1, self.num_features) + (1,) * (x.dim() - 2)
         mean, var, weight, bias = (
             channelwise(values, wide.dtype, shape)
             for values in (self.running_mean, self.running_var, self.weight, self.bias)
@@ -84,7 +100,4 @@ class Norm(nn.Module):
         return (y if bias is None else y + bias).to(x.dtype)
 
     def extra_repr(self) -> str:
-        return (
-            f"{self.num_features}, eps={self.eps}, momentum={self.momentum}, affine={self.affine}, "
-            f"track_running_stats={self.track_running_stats}, gradient={self.gradient!r}"
-        )
+        return f"{super().extra_repr()}, gradient={self.gradient!r}"

@@ -5,25 +5,34 @@ Chapter 5.
 
 from __future__ import annotations
 
+from collections import deque
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from cnlib.norm.arithmetic import add_product_, affine_, flatten, narrow, unbiased, wide_type, widen
+from cnlib.norm.arithmetic import add_product_, affine_, flatten, narrow, positions, unbiased, wide_type, widen
+from cnlib.norm.batch import check_batch
+from cnlib.norm.calling import by_hand, drop_in, has_values, in_backward
 from cnlib.norm.checks import (
+    check_eps,
     check_gradient,
     check_input,
+    check_momentum,
     check_positive,
     check_priors,
     check_responsibilities,
     check_values,
 )
 from cnlib.norm.gaussians import collect, diagonal_log_joint, fit_diagonal, invert, mass, mix, mixture_moments
+from cnlib.norm.given import given
 from cnlib.norm.processes import group_of, total
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
+
+Mixture = tuple[Tensor, Tensor, Tensor]  # priors (K,), means and variances (K, C)
+Start = tuple[Tensor, Mixture | None]  # whether it has started
 
 # Everywhere below: x (N, C, L), tau (N, K, L) or (N, K, 1), one value a component and channel (K, C).
 
@@ -139,7 +148,7 @@ def normalize_mixture(
     weight = x.new_ones(c, dtype=dtype) if weight is None else weight.to(dtype)
     bias = x.new_zeros(c, dtype=dtype) if bias is None else bias.to(dtype)
     flat, tau = flatten(x), flatten(tau.to(dtype))
-    run = MixtureStandardize.apply if gradient == "manual" else mixture_standardize
+    run = MixtureStandardize.apply if by_hand(gradient) else mixture_standardize
     y, mean, var = run(flat, tau, priors.to(dtype), weight, bias, eps, group)
     return y.reshape(x.shape), mean, var
 
@@ -156,7 +165,12 @@ def mixture_norm(
     check_input(x, None, "mixture_norm")
     check_responsibilities(responsibilities, x, None, "mixture_norm")
     check_priors(priors, responsibilities.shape[1], "mixture_norm")
-    return normalize_mixture(x, responsibilities, priors, None, None, eps, check_gradient(gradient))[0]
+    held = responsibilities.transpose(0, 1).flatten(1).sum(1)
+    check_values(
+        ((priors > 0) | (held <= 1e-6 * held.sum())).all(),
+        lambda: f"mixture_norm: a component with prior 0 carries responsibilities, {held.tolist()} under {priors.tolist()}",
+    )
+    return normalize_mixture(x, responsibilities, priors, None, None, check_eps(eps), check_gradient(gradient))[0]
 
 
 class MixtureNorm(nn.Module):
@@ -170,41 +184,48 @@ class MixtureNorm(nn.Module):
 
     Raises ValueError / TypeError as ``BatchNorm``, and for responsibilities of the wrong shape or sum.
     Source: eq. (3)-(4), French CN paper; (6)-(7), ICDM paper; Kalayeh & Shah (2019).
+
+    momentum: rate of the running mixture, None for a plain average over batches; the first batch replaces its arbitrary
+    start. bias: whether the affine map has a shift. Parameters and buffers may be set to None later: without a running
+    mixture each batch is fitted from a start of its own, in evaluation too. A forward that a backward pass runs again
+    (activation checkpointing) starts EM where the first one did and moves nothing.
     """
 
-    running_prior: Tensor
-    running_mean: Tensor
-    running_var: Tensor
-    num_batches_tracked: Tensor
+    running_prior: Tensor | None
+    running_mean: Tensor | None
+    running_var: Tensor | None
+    num_batches_tracked: Tensor | None
 
     def __init__(
         self,
         num_features: int,
         num_components: int = 3,
         eps: float = 1e-5,
-        momentum: float = 0.1,
+        momentum: float | None = 0.1,
         affine: bool = True,
         gradient: str = "manual",
         *,
         em_steps: int = 2,
+        bias: bool = True,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        check_positive(num_features=num_features, num_components=num_components, em_steps=em_steps)
-        self.num_features, self.num_components, self.eps = num_features, num_components, eps
-        self.momentum, self.affine, self.em_steps = momentum, affine, em_steps
+        c, k, steps = check_positive(num_features=num_features, num_components=num_components, em_steps=em_steps)
+        self.num_features, self.num_components, self.eps = c, k, check_eps(eps)
+        self.momentum, self.affine, self.em_steps = check_momentum(momentum), affine, steps
         # set to False, also by cnlib.frozen, training uses the batch and leaves the running mixture alone
         self.track_running_stats = True
         self.gradient = check_gradient(gradient)
         at: dict[str, Any] = {"device": device, "dtype": dtype}
-        k, c = num_components, num_features
         self.weight = nn.Parameter(torch.empty(c, **at)) if affine else None
-        self.bias = nn.Parameter(torch.empty(c, **at)) if affine else None
+        self.bias = nn.Parameter(torch.empty(c, **at)) if affine and bias else None
         self.register_buffer("running_prior", torch.empty(k, **at))
         self.register_buffer("running_mean", torch.empty(k, c, **at))
         self.register_buffer("running_var", torch.empty(k, c, **at))
         self.register_buffer("num_batches_tracked", torch.tensor(0, device=device))
+        # where EM started for the last batches, each with what tells its batch
+        self._starts: deque[tuple[Tensor, Start]] = deque(maxlen=8)
         # set by cnlib.use_context
         self.given_responsibilities: Tensor | None = None
         # set by cnlib.synchronize
@@ -212,80 +233,133 @@ class MixtureNorm(nn.Module):
         self.process_group: ProcessGroup | None = None
         self.reset_parameters()
 
-    @torch.no_grad()
     def reset_parameters(self) -> None:
-        """weight 1, bias 0; no mixture: priors 1/K, means 0, variances 1, until the first batch starts it."""
+        """weight 1, bias 0; no mixture."""
         for parameter, value in ((self.weight, 1.0), (self.bias, 0.0)):
             if parameter is not None:
-                parameter.fill_(value)
-        self.running_prior.fill_(1 / self.num_components)
-        self.running_mean.fill_(0.0)
-        self.running_var.fill_(1.0)
-        self.num_batches_tracked.zero_()
-        # Python's copy of num_batches_tracked > 0: a branch a compiled graph can take
-        self.started = False
+                nn.init.constant_(parameter, value)
+        self.reset_running_stats()
+
+    def reset_running_stats(self) -> None:
+        """No mixture: priors 1/K, means 0, variances 1, until the next batch starts it."""
+        for buffer, value in (
+            (self.running_prior, 1 / self.num_components),
+            (self.running_mean, 0.0),
+            (self.running_var, 1.0),
+            (self.num_batches_tracked, 0),
+        ):
+            if buffer is not None:
+                buffer.fill_(value)
+        self._starts.clear()
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         super()._load_from_state_dict(state_dict, prefix, *args)
-        tracked = state_dict.get(prefix + "num_batches_tracked")
-        if tracked is not None and tracked.device.type != "meta":
-            self.started = bool(tracked > 0)
+        counter = self.num_batches_tracked
+        if prefix + "running_mean" in state_dict and prefix + "num_batches_tracked" not in state_dict:
+            if counter is not None and counter.device.type != "meta":
+                counter.fill_(1)  # a mixture that came without its counter has started all the same
 
+    @property
+    def started(self) -> bool:
+        """Whether there is a running mixture, or only its arbitrary start."""
+        return bool(self._has_started())
+
+    def has_running(self) -> bool:
+        """Whether there are running priors, means and variances. Raises ValueError where some were set to None."""
+        there = [buffer is not None for buffer in (self.running_prior, self.running_mean, self.running_var)]
+        if any(there) != all(there):
+            raise ValueError(
+                "MixtureNorm: some of running_prior, running_mean and running_var are None, expected all or none; "
+                "set the others to None too, or restore them"
+            )
+        return all(there)
+
+    def _has_started(self) -> Tensor:
+        if self.num_batches_tracked is not None:
+            return self.num_batches_tracked > 0
+        if self.running_mean is None or self.running_var is None:
+            return torch.tensor(False)
+        return ((self.running_mean != 0) | (self.running_var != 1)).any()
+
+    @drop_in
     def forward(self, x: Tensor, responsibilities: Tensor | None = None) -> Tensor:
         check_input(x, self.num_features, "MixtureNorm")
-        tau = self.given_responsibilities if responsibilities is None else responsibilities
+        tau = given(self, "given_responsibilities") if responsibilities is None else responsibilities
         if tau is not None:
             check_responsibilities(tau, x, self.num_components, "MixtureNorm")
-            check_values(
-                ((tau.sum(1) - 1).abs() < 1e-2).all() & (tau > -1e-3).all(),
-                lambda: "MixtureNorm: responsibilities must be non-negative and sum to 1 over the components (axis 1)",
-            )
-        group, m = group_of(self), x.numel() // self.num_features
-        if self.training and m < 2 and group is None:
-            raise ValueError(
-                f"MixtureNorm: shape {tuple(x.shape)} has {m} value per channel, expected at least 2. "
-                "Use a larger batch, or call .eval()"
-            )
-        return self._train(x, tau, group) if self.training else self._evaluate(x, tau)
+        if self.has_running() and not self.training:
+            return self._evaluate(x, tau)
+        group = group_of(self)
+        check_batch(x, group, "MixtureNorm")
+        return self._normalize_batch(x, tau, group)
 
-    def _train(self, x: Tensor, tau: Tensor | None, group: ProcessGroup | None) -> Tensor:
+    def _normalize_batch(self, x: Tensor, tau: Tensor | None, group: ProcessGroup | None) -> Tensor:
         wide = widen(x)
         tau = self._fit(wide.detach(), group) if tau is None else tau.to(wide.dtype)
-        own = x.numel() // self.num_features
-        m: Tensor | int = own
+        m: Tensor | int = x.shape[0] * positions(x)
         priors = tau.transpose(0, 1).flatten(1).mean(1)
         if group is not None:
-            held, m = total(group, mass(flatten(tau), x.shape[2:].numel())[:, 0], wide.new_full((), own))
+            held, m = total(group, mass(flatten(tau), positions(x))[:, 0], wide.new_full((), m))
             priors = held / m
         y, mean, var = normalize_mixture(x, tau, priors, self.weight, self.bias, self.eps, self.gradient, group)
-        if self.track_running_stats:
+        if self.training and self.track_running_stats and not in_backward():
             self.update_running(mean, var, m, priors)
         return y
-
-    def _running(self, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-        return self.running_prior.to(dtype), self.running_mean.to(dtype), self.running_var.to(dtype)
 
     @torch.no_grad()
     def _fit(self, x: Tensor, group: ProcessGroup | None = None) -> Tensor:
         """tau (N, K, *) after em_steps of EM from the running mixture, or from a start of its own where there is none;
         the last M-step is the normalization's own moments."""
-        start = self._running(x.dtype) if self.started else None
-        tau = fit_diagonal(flatten(x), self.num_components, start, self.em_steps, self.eps, group)
+        flat, (started, running) = flatten(x), self._start_of(x)
+
+        def fit(start: Mixture | None) -> Tensor:
+            return fit_diagonal(flat, self.num_components, start, self.em_steps, self.eps, group)
+
+        if running is None:
+            tau = fit(None)
+        elif has_values(started):
+            tau = fit(running if started else None)
+        elif torch.compiler.is_compiling():
+            tau = torch.cond(started, lambda: fit(running), lambda: fit(None))
+        else:  # under vmap some may have started and others not
+            tau = torch.where(started, fit(running), fit(None))
         return tau.reshape(x.shape[0], self.num_components, *x.shape[2:])
+
+    def _start_of(self, x: Tensor) -> Start:
+        """Whether a mixture has started, and it; for a batch that comes again, as they were when it first came."""
+        running = self._running(x.dtype) if self.has_running() else None
+        now = self._has_started(), running
+        if running is None or not has_values(x) or x.numel() == 0:
+            return now
+        batch = x[:, 0].sum()
+        if in_backward():
+            known = [start for other, start in self._starts if torch.equal(other, batch)]
+            return (known or [now])[-1]
+        copies = running[0].clone(), running[1].clone(), running[2].clone()
+        self._starts.append((batch, (now[0], copies)))
+        return now
+
+    def _running(self, dtype: torch.dtype) -> Mixture:
+        assert self.running_prior is not None and self.running_mean is not None and self.running_var is not None
+        return self.running_prior.to(dtype), self.running_mean.to(dtype), self.running_var.to(dtype)
 
     @torch.no_grad()
     def update_running(self, mean: Tensor, var: Tensor, m: Tensor | int, priors: Tensor) -> None:
         """Move the running mixture towards a batch of m values a channel: mean, biased var (K, C), priors (K,)."""
-        self.num_batches_tracked.add_(1)
+        if not self.has_running() or (isinstance(m, int) and m == 0):
+            return
         # The first batch replaces the arbitrary start: the means name the components for all later batches.
-        rate = self.momentum if self.started else 1.0
+        started, rate = self._has_started(), self.momentum
+        if self.num_batches_tracked is not None:
+            self.num_batches_tracked.add_(1)
+            rate = 1 / self.num_batches_tracked if rate is None else rate
+        rate = torch.where(started, 0.0 if rate is None else rate, 1.0)
         # An empty component has no moments in this batch; it keeps those it had.
         alive = (priors > 0).unsqueeze(1)
         count = (priors * m).unsqueeze(1)
         for running, batch in ((self.running_mean, mean), (self.running_var, unbiased(var, count))):
             running.copy_(torch.where(alive, running + rate * (batch - running), running))
         self.running_prior.copy_(self.running_prior + rate * (priors - self.running_prior))
-        self.started = True
 
     def _evaluate(self, x: Tensor, tau: Tensor | None) -> Tensor:
         flat = flatten(widen(x))

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
@@ -11,16 +10,15 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from cnlib.norm import registry
+from cnlib.norm.given import Blocks
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 TORCHS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
-Given = tuple[nn.Module, str, Tensor | None]
 
 
-@contextmanager
-def use_context(model: nn.Module, ids: Tensor | None = None, responsibilities: Tensor | None = None) -> Iterator[None]:
+def use_context(model: nn.Module, ids: Tensor | None = None, responsibilities: Tensor | None = None) -> Blocks:
     """Give the layers in ``model`` the context ids and the responsibilities of a batch.
 
         with cnlib.use_context(model, ids):
@@ -29,51 +27,16 @@ def use_context(model: nn.Module, ids: Tensor | None = None, responsibilities: T
     ids: (N,) integers, for every layer that has an attribute `given_ids`, as ContextNorm has; responsibilities: (N, K),
     for every one that has `given_responsibilities`, as MixtureNorm has; None lets it fit each batch. The model's
     forward needs no extra argument, so this works through nn.Sequential, torch.compile and DistributedDataParallel;
-    nn.DataParallel splits both over its replicas as it splits x. Blocks nest; on leaving, the former values
-    are back. Keep the backward pass inside when activations are recomputed in it (checkpointing).
+    nn.DataParallel splits both over its replicas as it splits x. Blocks nest, and close in any order; on leaving,
+    nothing stays behind. Threads, asynchronous tasks and generators that share a model each get their own; a thread
+    started inside a block enters its own. Two exceptions see the newest block, whoever opened it: compiled graphs, and
+    layers that read the attribute themselves. Keep the backward pass inside when activations are recomputed in it
+    (checkpointing).
     """
     for name, value in (("ids", ids), ("responsibilities", responsibilities)):
         if value is not None and not isinstance(value, Tensor):
             raise TypeError(f"use_context: {name} is a {type(value).__name__}, expected a torch.Tensor")
-    former = _set_given(model, ids, responsibilities)
-    hooks = []
-    for module in model.modules():
-        if isinstance(module, nn.DataParallel):
-            # the batch is split along with the inputs only if it travels with them, as keyword arguments
-            given = {"_ids": ids, "_responsibilities": responsibilities}
-            hooks.append(
-                module.register_forward_pre_hook(lambda _, a, k, given=given: (a, k | given), with_kwargs=True)
-            )
-            hooks.append(module.module.register_forward_pre_hook(_set_given_of_replica, with_kwargs=True))
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
-        # backwards: a wrapper that passes attributes on shows one layer twice
-        for layer, attribute, value in reversed(former):
-            setattr(layer, attribute, value)
-
-
-def _set_given(model: nn.Module, ids: Tensor | None, responsibilities: Tensor | None) -> list[Given]:
-    """Hand both to the layers that take them; returns layer, attribute and the value it had before."""
-    former: list[Given] = []
-    for name, layer in model.named_modules():
-        for attribute, value in (("given_ids", ids), ("given_responsibilities", responsibilities)):
-            if hasattr(layer, attribute):
-                former.append((layer, attribute, getattr(layer, attribute)))
-                setattr(layer, attribute, value)
-        if hasattr(layer, "given_ids") and hasattr(layer, "name"):
-            # torch.compile's wrapper is not part of the user's name
-            layer.name = ".".join(part for part in name.split(".") if part != "_orig_mod")
-    return former
-
-
-def _set_given_of_replica(replica: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """Runs on each replica: its part of the batch arrives as keyword arguments and goes to its own layers."""
-    if "_ids" in kwargs:
-        _set_given(replica, kwargs.pop("_ids"), kwargs.pop("_responsibilities"))
-    return args, kwargs
+    return Blocks(model, ids, responsibilities)
 
 
 def synchronize(model: nn.Module, process_group: ProcessGroup | bool | None = None) -> nn.Module:
@@ -86,6 +49,8 @@ def synchronize(model: nn.Module, process_group: ProcessGroup | bool | None = No
     then normalizes its part of the batch as one process would the whole: outputs, gradients with respect to the sum of
     all losses, and running buffers are the same, for parts of any size. All processes have to run the layers equally
     often. Contexts need nothing: pass each process those of its own samples.
+    ``nn.SyncBatchNorm.convert_sync_batchnorm`` replaces a BatchNorm of ours by torch's, which shares its batch too (on
+    GPUs only), and leaves a MixtureNorm as it is.
     process_group: None is all processes; False undoes it. In place; returns the model. As torch.nn.SyncBatchNorm does
     for its own layers. Raises RuntimeError where torch.distributed is not initialized, ValueError in a process that is
     not of the group.

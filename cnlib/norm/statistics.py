@@ -16,7 +16,7 @@ from cnlib.norm.family import InstanceNorm
 from cnlib.norm.placement import use_context
 from cnlib.norm.processes import combine
 
-INSTANCE = (InstanceNorm, nn.modules.instancenorm._InstanceNorm)
+INSTANCE = nn.modules.instancenorm._InstanceNorm  # ours derives from it
 Row = tuple[Tensor, Tensor, Tensor]
 
 
@@ -115,7 +115,6 @@ def _parts(batch: Any, takes: dict[str, bool]) -> tuple[Any, dict[str, Tensor]]:
 def _as_it_was(model: nn.Module) -> Iterator[None]:
     """Undo what a pass in training mode changes beside the parameters."""
     modes = [(module, module.training) for module in model.modules()]
-    started = [(layer, layer.started) for layer in model.modules() if hasattr(layer, "started")]
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
     devices = {t.device.index for t in (*model.parameters(), *model.buffers()) if t.device.type == "cuda"}
     try:
@@ -124,8 +123,6 @@ def _as_it_was(model: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in modes:
             module.training = mode
-        for layer, value in started:
-            layer.started = value
         _copy_back(buffers)
 
 
@@ -137,7 +134,9 @@ def _copy_back(copies: list[tuple[Tensor, Tensor]]) -> None:
 
 def _by_input(layer: nn.Module) -> bool:
     """Whether a layer's batch moments are those of its input; others hand theirs to their `update_running`."""
-    return isinstance(layer, (*INSTANCE, nn.modules.batchnorm._BatchNorm))
+    if hasattr(layer, "update_running"):
+        return isinstance(layer, INSTANCE)
+    return isinstance(layer, (INSTANCE, nn.modules.batchnorm._BatchNorm))
 
 
 def _watchable(layer: nn.Module) -> bool:
@@ -165,7 +164,7 @@ def _watched(seen: dict[nn.Module, list[Row]]) -> Iterator[None]:
 def _input_watcher(rows: list[Row]) -> Callable[..., None]:
     def watch(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         x = [*args, *kwargs.values()][0]
-        if isinstance(layer, nn.modules.instancenorm._InstanceNorm) and x.dim() == layer._get_no_batch_dim():
+        if isinstance(layer, INSTANCE) and not isinstance(layer, InstanceNorm) and x.dim() == layer._get_no_batch_dim():
             x = x.unsqueeze(0)
         view = flatten(x).unsqueeze(2)  # (N, C, 1, L)
         if isinstance(layer, INSTANCE):

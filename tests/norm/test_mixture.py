@@ -201,7 +201,7 @@ class TestExpectationMaximization:
     def test_more_steps_are_more_likely(self):
         x, _ = self.two_clusters()
         layer = cnlib.MixtureNorm(3, 2, em_steps=1).double()
-        layer.started = True
+        layer.num_batches_tracked.fill_(1)
         layer.running_mean.copy_(torch.tensor([[-0.1] * 3, [0.1] * 3]))
         fits = []
         for steps in (1, 2, 6):

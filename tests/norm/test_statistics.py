@@ -35,7 +35,7 @@ def everything(model):
     """All that a call must not change, by name: values, and attributes that say how a layer runs."""
     seen = {name: value.clone() for name, value in model.state_dict().items()}
     for name, layer in model.named_modules():
-        for attribute in ("training", "momentum", "track_running_stats", "started", "given_ids"):
+        for attribute in ("training", "momentum", "track_running_stats", "given_ids"):
             if hasattr(layer, attribute):
                 seen[f"{name}.{attribute}"] = getattr(layer, attribute)
         seen[f"{name}.hooks"] = len(layer._forward_pre_hooks) + ("update_running" in vars(layer))
