@@ -50,6 +50,14 @@ def positions(x: Tensor) -> int:
     return math.prod(x.shape[2:])
 
 
+def of_nothing(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+    """What a layer makes of x (N, C, *) without values. It hangs on the parameters (C,), whose gradients are 0 then and
+    not None: DistributedDataParallel waits for each."""
+    shape = (-1,) + (1,) * (x.dim() - 2)
+    y = x.clone() if weight is None else x * weight.view(shape)
+    return narrow(y if bias is None else y + bias.view(shape), x.dtype)
+
+
 # Longest row whose squares one kernel sums into one float: its error grows with the length.
 ROW = 4096
 

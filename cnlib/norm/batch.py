@@ -9,10 +9,19 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from cnlib.norm.arithmetic import add_product_, affine_, channelwise, narrow, positions, sum_squares, wide_type, widen
+from cnlib.norm.arithmetic import (
+    add_product_,
+    affine_,
+    channelwise,
+    narrow,
+    of_nothing,
+    positions,
+    sum_squares,
+    wide_type,
+    widen,
+)
 from cnlib.norm.calling import by_hand, drop_in
 from cnlib.norm.checks import check_eps, check_gradient, check_input
 from cnlib.norm.layer import Norm
@@ -163,6 +172,9 @@ def normalize_groups(
     y has the type of x. Each is over m values, those of all processes of ``group``.
     """
     n, c = x.shape[:2]
+    if x.numel() == 0 and group is None:
+        none = x.new_zeros((1 if axes == BATCH else n, num_groups), dtype=wide_type(x))
+        return of_nothing(x, weight, bias), none, none, 0
     view = x.reshape(n, num_groups, c // num_groups, positions(x))
     per_channel = (1, num_groups, c // num_groups, 1)
     weight, bias = (channelwise(values, wide_type(x), per_channel) for values in (weight, bias))
@@ -215,7 +227,7 @@ class BatchNorm(Norm, _BatchNorm):
     @drop_in
     def forward(self, x: Tensor) -> Tensor:
         check_input(x, self.num_features, "BatchNorm")
-        if self.has_running() and not self.training:
+        if not self.training and self.has_running():
             return self.normalize_running(x)
         group = group_of(self)
         check_batch(x, group, "BatchNorm")

@@ -8,8 +8,10 @@ from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd import forward_ad
 from torch.fx import Proxy
+from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -70,9 +72,16 @@ def by_hand(gradient: str) -> bool:
     return gradient == "manual" and not transformed()
 
 
+# dispatch modes under which a tensor stands for any values
+SYMBOLIC = ("FakeTensorMode", "ProxyTorchDispatchMode")
+
+
 def has_values(tensor: Tensor) -> bool:
-    """Whether Python may look at a tensor's values: not on the meta device, in a graph being compiled, or under vmap."""
-    if tensor.device.type == "meta" or torch.compiler.is_compiling():
+    """Whether Python may look at a tensor's values: not on the meta device, nor where a graph is recorded, nor under
+    vmap."""
+    if torch.compiler.is_compiling() or tensor.device.type == "meta" or isinstance(tensor, FakeTensor):
+        return False
+    if any(type(mode).__name__ in SYMBOLIC for mode in _get_current_dispatch_mode_stack()):
         return False
     functorch = torch._C._functorch
     while functorch.is_functorch_wrapped_tensor(tensor):
@@ -80,6 +89,20 @@ def has_values(tensor: Tensor) -> bool:
             return False
         tensor = functorch.get_unwrapped(tensor)
     return True
+
+
+def move(running: Tensor, value: Tensor, who: str) -> None:
+    """Write a layer's new running statistics into its buffer."""
+    try:
+        running.copy_(value)
+    except RuntimeError as error:
+        if not transformed():
+            raise
+        raise RuntimeError(
+            f"{who}: vmap gives each of its slices running statistics of its own, and the buffers hold one. Make them "
+            "part of what is mapped over (torch.func.stack_module_state), or leave them alone: layer.eval(), "
+            "`with cnlib.frozen(model):`, or torch.func.replace_all_batch_norm_modules_(model)"
+        ) from error
 
 
 def in_backward() -> bool:

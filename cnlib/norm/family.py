@@ -17,7 +17,17 @@ import torch
 from torch import Tensor
 from torch.nn.modules.instancenorm import _InstanceNorm
 
-from cnlib.norm.arithmetic import add_product_, channelwise, flatten, narrow, positions, sum_squares, wide_type, widen
+from cnlib.norm.arithmetic import (
+    add_product_,
+    channelwise,
+    flatten,
+    narrow,
+    of_nothing,
+    positions,
+    sum_squares,
+    wide_type,
+    widen,
+)
 from cnlib.norm.batch import SAMPLE, normalize_groups
 from cnlib.norm.calling import also_named, by_hand, drop_in
 from cnlib.norm.checks import check_eps, check_input, check_positive
@@ -92,9 +102,10 @@ def _repr_of_sample(layer: Norm) -> str:
 class InstanceNorm(Norm, _InstanceNorm):
     """Instance normalization (Ulyanov et al. 2016): moments over the positions of one channel of one sample.
 
-    x: (N, C, *), not torch's (C, *), with at least two positions. Defaults and state dicts are those of ``torch.nn.InstanceNorm``:
-    no affine map, no running moments. With ``track_running_stats`` evaluation uses their running averages; without it,
-    or with it off, the sample's own. Raises ValueError for a single position, where every output would be 0.
+    x: (N, C, *), not torch's (C, *), with at least two positions. Defaults and state dicts are those of
+    ``torch.nn.InstanceNorm``: no affine map, no running moments. With ``track_running_stats`` evaluation uses their
+    running averages; without it, or with it off, the sample's own. Raises ValueError for a single position, where every
+    output would be 0.
     """
 
     counts_batches = False
@@ -117,7 +128,7 @@ class InstanceNorm(Norm, _InstanceNorm):
     @drop_in
     def forward(self, x: Tensor) -> Tensor:
         check_input(x, self.num_features, "InstanceNorm")
-        if self.has_running() and self.track_running_stats and not self.training:
+        if not self.training and self.track_running_stats and self.has_running():
             return self.normalize_running(x)
         if positions(x) == 1:
             raise ValueError(
@@ -202,6 +213,8 @@ class RMSNorm(Norm):
     @drop_in
     def forward(self, x: Tensor) -> Tensor:
         check_input(x, self.num_features, "RMSNorm")
+        if x.numel() == 0:
+            return of_nothing(x, self.weight, None)
         eps = torch.finfo(x.dtype).eps if self.eps is None else self.eps
         weight = channelwise(self.weight, wide_type(x), (1, self.num_features, 1))
         run = RootMeanSquare.apply if by_hand(self.gradient) else rms_scale

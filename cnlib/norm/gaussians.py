@@ -45,7 +45,7 @@ def collect(tau: Tensor, z: Tensor) -> Tensor:
 
 def mass(tau: Tensor, positions: int) -> Tensor:
     """sum over samples and positions of tau: (K, 1)."""
-    return tau.sum((0, 2)).mul(positions // tau.shape[2]).unsqueeze(1)
+    return tau.sum((0, 2)).mul(positions // max(tau.shape[2], 1)).unsqueeze(1)
 
 
 def least(dtype: torch.dtype) -> float:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from cnlib.norm.arithmetic import channelwise, widen
+from cnlib.norm.calling import move
 from cnlib.norm.checks import check_eps, check_gradient, check_momentum, check_positive
 
 
@@ -46,7 +47,7 @@ class Norm(nn.modules.batchnorm._NormBase):
             num_features, check_eps(eps), check_momentum(momentum), affine, track_running_stats, device, dtype
         )
         if not bias:
-            self.bias = None
+            self.bias = None  # type: ignore[assignment]
         self.gradient = check_gradient(gradient)
 
     def reset_running_stats(self) -> None:
@@ -74,18 +75,17 @@ class Norm(nn.modules.batchnorm._NormBase):
     @torch.no_grad()
     def update_running(self, mean: Tensor, var: Tensor, m: Tensor | int) -> None:
         """Move the running moments towards a batch: mean, var (C,), biased; m values each (eq. (3), ICDM)."""
-        if self.running_mean is None or self.running_var is None:
-            return
         rate: Tensor | float = 0.0 if self.momentum is None else self.momentum
         if self.counts_batches and self.num_batches_tracked is not None:
             self.num_batches_tracked.add_(1)
             # momentum None asks for the plain average over all batches so far
             rate = 1.0 / self.num_batches_tracked if self.momentum is None else self.momentum
-        if isinstance(m, int) and m == 0:
+        if not self.has_running() or (isinstance(m, int) and m == 0):
             return  # an empty batch has no moments
+        assert self.running_mean is not None and self.running_var is not None
         unbiased = var * (m / (m - 1))
-        self.running_mean.copy_((1 - rate) * self.running_mean + rate * mean)
-        self.running_var.copy_((1 - rate) * self.running_var + rate * unbiased)
+        move(self.running_mean, (1 - rate) * self.running_mean + rate * mean, type(self).__name__)
+        move(self.running_var, (1 - rate) * self.running_var + rate * unbiased, type(self).__name__)
 
     def normalize_running(self, x: Tensor) -> Tensor:
         """x (N, C, *) standardized with the running moments: a fixed affine map."""

@@ -5,13 +5,21 @@ Chapter 5.
 
 from __future__ import annotations
 
-from collections import deque
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from cnlib.norm.arithmetic import add_product_, affine_, flatten, narrow, positions, unbiased, wide_type, widen
+from cnlib.norm.arithmetic import (
+    add_product_,
+    affine_,
+    flatten,
+    narrow,
+    of_nothing,
+    positions,
+    wide_type,
+    widen,
+)
 from cnlib.norm.batch import check_batch
 from cnlib.norm.calling import by_hand, drop_in, has_values, in_backward
 from cnlib.norm.checks import (
@@ -27,12 +35,10 @@ from cnlib.norm.checks import (
 from cnlib.norm.gaussians import collect, diagonal_log_joint, fit_diagonal, invert, mass, mix, mixture_moments
 from cnlib.norm.given import given
 from cnlib.norm.processes import group_of, total
+from cnlib.norm.running_mixture import Mixture, RunningMixture
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
-
-Mixture = tuple[Tensor, Tensor, Tensor]  # priors (K,), means and variances (K, C)
-Start = tuple[Tensor, Mixture | None]  # whether it has started
 
 # Everywhere below: x (N, C, L), tau (N, K, L) or (N, K, 1), one value a component and channel (K, C).
 
@@ -145,6 +151,9 @@ def normalize_mixture(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """``mixture_standardize`` on (N, C, *) inputs in any floating type: y like x, mean and var (K, C)."""
     c, dtype = x.shape[1], wide_type(x)
+    if x.numel() == 0 and group is None:
+        none = x.new_zeros((tau.shape[1], c), dtype=dtype)
+        return of_nothing(x, weight, bias), none, none
     weight = x.new_ones(c, dtype=dtype) if weight is None else weight.to(dtype)
     bias = x.new_zeros(c, dtype=dtype) if bias is None else bias.to(dtype)
     flat, tau = flatten(x), flatten(tau.to(dtype))
@@ -168,12 +177,14 @@ def mixture_norm(
     held = responsibilities.transpose(0, 1).flatten(1).sum(1)
     check_values(
         ((priors > 0) | (held <= 1e-6 * held.sum())).all(),
-        lambda: f"mixture_norm: a component with prior 0 carries responsibilities, {held.tolist()} under {priors.tolist()}",
+        lambda: (
+            f"mixture_norm: a component with prior 0 carries responsibilities, {held.tolist()} under {priors.tolist()}"
+        ),
     )
     return normalize_mixture(x, responsibilities, priors, None, None, check_eps(eps), check_gradient(gradient))[0]
 
 
-class MixtureNorm(nn.Module):
+class MixtureNorm(RunningMixture):
     """Mixture normalization with K components over (N, C) or (N, C, *) inputs.
 
     forward(x) fits the mixture to this batch's activations: ``em_steps`` steps of EM from the running mixture,
@@ -182,19 +193,13 @@ class MixtureNorm(nn.Module):
     tau; gradients flow through them, and through tau where it is given; the EM fit is a constant. Evaluation
     uses the running priors, means and variances (K, C), and tau under them where none is given.
 
-    Raises ValueError / TypeError as ``BatchNorm``, and for responsibilities of the wrong shape or sum.
-    Source: eq. (3)-(4), French CN paper; (6)-(7), ICDM paper; Kalayeh & Shah (2019).
-
     momentum: rate of the running mixture, None for a plain average over batches; the first batch replaces its arbitrary
     start. bias: whether the affine map has a shift. Parameters and buffers may be set to None later: without a running
     mixture each batch is fitted from a start of its own, in evaluation too. A forward that a backward pass runs again
     (activation checkpointing) starts EM where the first one did and moves nothing.
+    Raises ValueError / TypeError as ``BatchNorm``, and for responsibilities of the wrong shape or sum.
+    Source: eq. (3)-(4), French CN paper; (6)-(7), ICDM paper; Kalayeh & Shah (2019).
     """
-
-    running_prior: Tensor | None
-    running_mean: Tensor | None
-    running_var: Tensor | None
-    num_batches_tracked: Tensor | None
 
     def __init__(
         self,
@@ -210,22 +215,13 @@ class MixtureNorm(nn.Module):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__()
         c, k, steps = check_positive(num_features=num_features, num_components=num_components, em_steps=em_steps)
-        self.num_features, self.num_components, self.eps = c, k, check_eps(eps)
-        self.momentum, self.affine, self.em_steps = check_momentum(momentum), affine, steps
-        # set to False, also by cnlib.frozen, training uses the batch and leaves the running mixture alone
-        self.track_running_stats = True
-        self.gradient = check_gradient(gradient)
         at: dict[str, Any] = {"device": device, "dtype": dtype}
+        super().__init__(k, c, check_momentum(momentum), at)
+        self.num_features, self.eps, self.affine, self.em_steps = c, check_eps(eps), affine, steps
+        self.gradient = check_gradient(gradient)
         self.weight = nn.Parameter(torch.empty(c, **at)) if affine else None
         self.bias = nn.Parameter(torch.empty(c, **at)) if affine and bias else None
-        self.register_buffer("running_prior", torch.empty(k, **at))
-        self.register_buffer("running_mean", torch.empty(k, c, **at))
-        self.register_buffer("running_var", torch.empty(k, c, **at))
-        self.register_buffer("num_batches_tracked", torch.tensor(0, device=device))
-        # where EM started for the last batches, each with what tells its batch
-        self._starts: deque[tuple[Tensor, Start]] = deque(maxlen=8)
         # set by cnlib.use_context
         self.given_responsibilities: Tensor | None = None
         # set by cnlib.synchronize
@@ -240,55 +236,15 @@ class MixtureNorm(nn.Module):
                 nn.init.constant_(parameter, value)
         self.reset_running_stats()
 
-    def reset_running_stats(self) -> None:
-        """No mixture: priors 1/K, means 0, variances 1, until the next batch starts it."""
-        for buffer, value in (
-            (self.running_prior, 1 / self.num_components),
-            (self.running_mean, 0.0),
-            (self.running_var, 1.0),
-            (self.num_batches_tracked, 0),
-        ):
-            if buffer is not None:
-                buffer.fill_(value)
-        self._starts.clear()
-
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        super()._load_from_state_dict(state_dict, prefix, *args)
-        counter = self.num_batches_tracked
-        if prefix + "running_mean" in state_dict and prefix + "num_batches_tracked" not in state_dict:
-            if counter is not None and counter.device.type != "meta":
-                counter.fill_(1)  # a mixture that came without its counter has started all the same
-
-    @property
-    def started(self) -> bool:
-        """Whether there is a running mixture, or only its arbitrary start."""
-        return bool(self._has_started())
-
-    def has_running(self) -> bool:
-        """Whether there are running priors, means and variances. Raises ValueError where some were set to None."""
-        there = [buffer is not None for buffer in (self.running_prior, self.running_mean, self.running_var)]
-        if any(there) != all(there):
-            raise ValueError(
-                "MixtureNorm: some of running_prior, running_mean and running_var are None, expected all or none; "
-                "set the others to None too, or restore them"
-            )
-        return all(there)
-
-    def _has_started(self) -> Tensor:
-        if self.num_batches_tracked is not None:
-            return self.num_batches_tracked > 0
-        if self.running_mean is None or self.running_var is None:
-            return torch.tensor(False)
-        return ((self.running_mean != 0) | (self.running_var != 1)).any()
-
     @drop_in
     def forward(self, x: Tensor, responsibilities: Tensor | None = None) -> Tensor:
         check_input(x, self.num_features, "MixtureNorm")
         tau = given(self, "given_responsibilities") if responsibilities is None else responsibilities
         if tau is not None:
             check_responsibilities(tau, x, self.num_components, "MixtureNorm")
-        if self.has_running() and not self.training:
-            return self._evaluate(x, tau)
+        running = None if self.training else self.running()
+        if running is not None:
+            return self._evaluate(x, tau, running)
         group = group_of(self)
         check_batch(x, group, "MixtureNorm")
         return self._normalize_batch(x, tau, group)
@@ -296,10 +252,11 @@ class MixtureNorm(nn.Module):
     def _normalize_batch(self, x: Tensor, tau: Tensor | None, group: ProcessGroup | None) -> Tensor:
         wide = widen(x)
         tau = self._fit(wide.detach(), group) if tau is None else tau.to(wide.dtype)
-        m: Tensor | int = x.shape[0] * positions(x)
+        own = x.shape[0] * positions(x)
+        m: Tensor | int = own
         priors = tau.transpose(0, 1).flatten(1).mean(1)
         if group is not None:
-            held, m = total(group, mass(flatten(tau), positions(x))[:, 0], wide.new_full((), m))
+            held, m = total(group, mass(flatten(tau), positions(x))[:, 0], wide.new_full((), own))
             priors = held / m
         y, mean, var = normalize_mixture(x, tau, priors, self.weight, self.bias, self.eps, self.gradient, group)
         if self.training and self.track_running_stats and not in_backward():
@@ -310,7 +267,9 @@ class MixtureNorm(nn.Module):
     def _fit(self, x: Tensor, group: ProcessGroup | None = None) -> Tensor:
         """tau (N, K, *) after em_steps of EM from the running mixture, or from a start of its own where there is none;
         the last M-step is the normalization's own moments."""
-        flat, (started, running) = flatten(x), self._start_of(x)
+        if x.numel() == 0 and group is None:
+            return x.new_full((x.shape[0], self.num_components, *x.shape[2:]), 1 / self.num_components)
+        flat, (started, running) = flatten(x), self.start_of(x)
 
         def fit(start: Mixture | None) -> Tensor:
             return fit_diagonal(flat, self.num_components, start, self.em_steps, self.eps, group)
@@ -325,45 +284,9 @@ class MixtureNorm(nn.Module):
             tau = torch.where(started, fit(running), fit(None))
         return tau.reshape(x.shape[0], self.num_components, *x.shape[2:])
 
-    def _start_of(self, x: Tensor) -> Start:
-        """Whether a mixture has started, and it; for a batch that comes again, as they were when it first came."""
-        running = self._running(x.dtype) if self.has_running() else None
-        now = self._has_started(), running
-        if running is None or not has_values(x) or x.numel() == 0:
-            return now
-        batch = x[:, 0].sum()
-        if in_backward():
-            known = [start for other, start in self._starts if torch.equal(other, batch)]
-            return (known or [now])[-1]
-        copies = running[0].clone(), running[1].clone(), running[2].clone()
-        self._starts.append((batch, (now[0], copies)))
-        return now
-
-    def _running(self, dtype: torch.dtype) -> Mixture:
-        assert self.running_prior is not None and self.running_mean is not None and self.running_var is not None
-        return self.running_prior.to(dtype), self.running_mean.to(dtype), self.running_var.to(dtype)
-
-    @torch.no_grad()
-    def update_running(self, mean: Tensor, var: Tensor, m: Tensor | int, priors: Tensor) -> None:
-        """Move the running mixture towards a batch of m values a channel: mean, biased var (K, C), priors (K,)."""
-        if not self.has_running() or (isinstance(m, int) and m == 0):
-            return
-        # The first batch replaces the arbitrary start: the means name the components for all later batches.
-        started, rate = self._has_started(), self.momentum
-        if self.num_batches_tracked is not None:
-            self.num_batches_tracked.add_(1)
-            rate = 1 / self.num_batches_tracked if rate is None else rate
-        rate = torch.where(started, 0.0 if rate is None else rate, 1.0)
-        # An empty component has no moments in this batch; it keeps those it had.
-        alive = (priors > 0).unsqueeze(1)
-        count = (priors * m).unsqueeze(1)
-        for running, batch in ((self.running_mean, mean), (self.running_var, unbiased(var, count))):
-            running.copy_(torch.where(alive, running + rate * (batch - running), running))
-        self.running_prior.copy_(self.running_prior + rate * (priors - self.running_prior))
-
-    def _evaluate(self, x: Tensor, tau: Tensor | None) -> Tensor:
+    def _evaluate(self, x: Tensor, tau: Tensor | None, running: Mixture) -> Tensor:
         flat = flatten(widen(x))
-        priors, mean, var = self._running(flat.dtype)
+        priors, mean, var = (values.to(flat.dtype) for values in running)
         if tau is None:
             tau = diagonal_log_joint(flat, priors, mean, var + self.eps).softmax(1)
         else:
