@@ -45,7 +45,8 @@ def collect(tau: Tensor, z: Tensor) -> Tensor:
 
 def mass(tau: Tensor, positions: int) -> Tensor:
     """sum over samples and positions of tau: (K, 1)."""
-    return tau.sum((0, 2)).mul(positions // max(tau.shape[2], 1)).unsqueeze(1)
+    # not positions // max(tau.shape[2], 1): torch.export takes that max for 1
+    return tau.sum((0, 2)).mul(positions if tau.shape[2] == 1 else 1).unsqueeze(1)
 
 
 def least(dtype: torch.dtype) -> float:
