@@ -52,10 +52,14 @@ def check_momentum(momentum: float | None) -> float | None:
     return check_number("momentum", momentum, 0.0, 1.0, "a number from 0 to 1, or None for a plain average")
 
 
+def check_tensor(value: object, name: str, who: str) -> None:
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{who}: {name} is a {type(value).__name__}, expected a torch.Tensor")
+
+
 def check_input(x: Tensor, num_features: int | None, who: str) -> None:
     """x must be a real floating tensor of shape (N, C) or (N, C, *)."""
-    if not isinstance(x, Tensor):
-        raise TypeError(f"{who}: x is a {type(x).__name__}, expected a torch.Tensor")
+    check_tensor(x, "x", who)
     if not x.is_floating_point():
         raise TypeError(f"{who}: x has type {x.dtype}, expected a real floating type; convert it with x.float()")
     if x.dim() < 2:
@@ -109,6 +113,8 @@ def check_context(context: Tensor | None, x: Tensor, num_contexts: int, who: str
 
 def check_moments(mean: Tensor, var: Tensor, num_features: int, who: str) -> None:
     """mean and var must be (T, C) on one device, and no variance negative."""
+    check_tensor(mean, "mean", who)
+    check_tensor(var, "var", who)
     if mean.dim() != 2 or mean.shape != var.shape or mean.shape[1] != num_features:
         raise ValueError(
             f"{who}: mean has shape {tuple(mean.shape)} and var {tuple(var.shape)}, expected both (T, {num_features})"
@@ -119,6 +125,7 @@ def check_moments(mean: Tensor, var: Tensor, num_features: int, who: str) -> Non
 
 def check_priors(priors: Tensor, num_components: int, who: str) -> None:
     """priors must be (K,), non-negative and sum to 1."""
+    check_tensor(priors, "priors", who)
     if priors.shape != (num_components,):
         raise ValueError(f"{who}: priors have shape {tuple(priors.shape)}, expected ({num_components},)")
     check_values(
@@ -131,6 +138,7 @@ def check_priors(priors: Tensor, num_components: int, who: str) -> None:
 
 def check_responsibilities(tau: Tensor, x: Tensor, num_components: int | None, who: str) -> None:
     """tau must be (N, K), one row a sample, or (N, K, *), one row a position."""
+    check_tensor(tau, "responsibilities", who)
     k = "K" if num_components is None else str(num_components)
     sample, position = f"({x.shape[0]}, {k})", f"({x.shape[0]}, {k}, *{tuple(x.shape[2:])})"
     shape_ok = tau.dim() >= 2 and tau.shape[0] == x.shape[0] and (tau.dim() == 2 or tau.shape[2:] == x.shape[2:])

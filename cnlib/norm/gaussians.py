@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from cnlib.norm.arithmetic import flatten, no_autocast, product_, widen
+from cnlib.norm.arithmetic import ROW, flatten, no_autocast, product_, widen
 from cnlib.norm.calling import by_hand
 from cnlib.norm.checks import check_gradient, check_input, check_moments, check_priors
 from cnlib.norm.processes import gather, pool, total
@@ -40,7 +40,13 @@ def collect(tau: Tensor, z: Tensor) -> Tensor:
     if torch.compiler.is_compiling():
         return torch.stack([(tau[:, k, None] * z).sum(-1).sum(0) for k in range(tau.shape[1])])
     with no_autocast(tau):
-        return torch.matmul(tau, z.transpose(1, 2)).sum(0)
+        # a product that sums a long row at once loses digits
+        rows, rest = z.shape[2] // ROW, z.shape[2] % ROW
+        if rows == 0 or z.shape[2] == ROW:
+            return torch.matmul(tau, z.transpose(1, 2)).sum(0)
+        whole = [t[..., : rows * ROW].unflatten(2, (rows, ROW)).transpose(1, 2) for t in (tau, z)]
+        held = torch.matmul(whole[0], whole[1].transpose(2, 3)).sum((0, 1))
+        return held + torch.matmul(tau[..., -rest:], z[..., -rest:].transpose(1, 2)).sum(0) if rest else held
 
 
 def mass(tau: Tensor, positions: int) -> Tensor:

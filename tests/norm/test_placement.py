@@ -1,5 +1,6 @@
 """use_context and convert: contexts for deep layers, norm layers swapped by name."""
 
+import asyncio
 import copy
 import shutil
 import threading
@@ -8,6 +9,7 @@ import pytest
 import torch
 from cases import assert_same
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 import cnlib
 
@@ -110,6 +112,131 @@ def test_replicas_in_threads_keep_their_contexts_apart():
     [t.start() for t in threads], [t.join() for t in threads]
     for i in range(4):
         assert_same(out[i], by_hand(models[i], ids=IDS.roll(i)))
+
+
+class Meet(nn.Module):
+    """All threads are inside before any goes on."""
+
+    def __init__(self, parties):
+        super().__init__()
+        self.barrier = threading.Barrier(parties)
+
+    def forward(self, x):
+        self.barrier.wait(60)
+        return x
+
+
+def shared_model(*rest):
+    """Context k is a shift by -100 k."""
+    model = nn.Sequential(*rest, cnlib.ContextNorm(2, 4, eps=0.0), *rest).eval().requires_grad_(False)
+    model[len(rest)].mean.copy_(100 * torch.arange(4.0)[:, None].expand(4, 2))
+    return model, model[len(rest)]
+
+
+def answer(model, n=3):
+    return float(model(torch.zeros(n, 2))[0, 0])
+
+
+def test_threads_share_one_model_and_each_gets_its_own():
+    meet = Meet(3)
+    (model, layer), out = shared_model(meet), {}
+
+    def serve(k):
+        with cnlib.use_context(model, torch.full((3,), k)):
+            out[k] = answer(model)
+
+    threads = [threading.Thread(target=serve, args=(k,)) for k in range(3)]
+    [t.start() for t in threads], [t.join() for t in threads]
+    assert out == {0: 0.0, 1: -100.0, 2: -200.0} and layer.given_ids is None
+
+
+def test_a_thread_outside_all_blocks_has_none():
+    (model, _), errors = shared_model(), []
+
+    def serve():
+        try:
+            answer(model)
+        except ValueError as error:
+            errors.append(str(error))
+
+    with cnlib.use_context(model, torch.full((3,), 1)):
+        thread = threading.Thread(target=serve)
+        thread.start(), thread.join()
+    assert "no context was given" in errors[0]
+
+
+def test_asynchronous_tasks_each_get_their_own():
+    model, layer = shared_model()
+
+    async def serve(k, first):
+        with cnlib.use_context(model, torch.full((3,), k)):
+            await asyncio.sleep(first)
+            one = answer(model)
+            await asyncio.sleep(0.02 - first)
+            return one, answer(model)
+
+    async def serve_all():
+        return await asyncio.gather(*(serve(k, 0.01 * (k % 2)) for k in range(4)))
+
+    assert asyncio.run(serve_all()) == [(-100.0 * k, -100.0 * k) for k in range(4)]
+    assert layer.given_ids is None
+
+
+def test_generators_that_wait_inside_a_block():
+    model, layer = shared_model()
+
+    def stream(k):
+        with cnlib.use_context(model, torch.full((3,), k)):
+            yield answer(model)
+            yield answer(model)
+        yield None
+
+    one, two = stream(1), stream(2)
+    assert [next(g) for g in (one, two, one, two)] == [-100.0, -200.0, -100.0, -200.0]
+    next(one), two.close()  # closed in the order of opening
+    assert layer.given_ids is None
+    with pytest.raises(ValueError, match="no context"):
+        answer(model)
+
+
+def test_a_block_can_be_entered_again_while_it_is_open():
+    model, layer = shared_model()
+    block = cnlib.use_context(model, torch.full((3,), 1))
+    with block:
+        with block, cnlib.use_context(model, torch.full((3,), 2)):
+            assert answer(model) == -200.0
+        assert answer(model) == -100.0
+    with block:
+        assert answer(model) == -100.0
+    assert layer.given_ids is None
+
+
+def test_layers_that_read_the_attribute_themselves_find_nothing_left():
+    class Plain(nn.Module):
+        given_ids = None
+
+        def forward(self, x):
+            return self.given_ids
+
+    model = nn.Sequential(Plain())
+    one, two = (cnlib.use_context(model, torch.tensor([k])) for k in (1, 2))
+    one.__enter__(), two.__enter__()
+    assert int(model(None)) == 2
+    one.__exit__(None, None, None)  # not the newest
+    assert int(model(None)) == 2
+    two.__exit__(None, None, None)
+    assert model(None) is None
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_activations_computed_again_in_the_backward_pass(reentrant):
+    model = network()
+    x = X.clone().requires_grad_()
+    with cnlib.use_context(model, IDS):
+        checkpoint(model, x, use_reentrant=reentrant).sum().backward()
+    other = X.clone().requires_grad_()
+    by_hand(model, other).sum().backward()
+    assert_same(x.grad, other.grad)
 
 
 class TwoReplicas(nn.DataParallel):
