@@ -118,6 +118,7 @@ def check_axis(name: str, old: nn.Module, new: nn.Module) -> None:
     if base is None or base_of(old) is None or last == (base in LAST_AXIS):
         return
     what, shape = type(new).__name__, getattr(old, "normalized_shape", ())
+    ours = "" if base in TORCHS else " of cnlib"
     if not last:
         raise ValueError(
             f"convert: layer {name!r} is a {type(old).__name__}, with its channels on axis 1; an nn.{what} takes the "
@@ -129,8 +130,8 @@ def check_axis(name: str, old: nn.Module, new: nn.Module) -> None:
             f"with a weight for each of their elements; a {what} has one for each channel. Leave this layer out"
         )
     raise ValueError(
-        f"convert: layer {name!r} is an nn.{type(old).__name__}, with its channels on the last axis; a {what} has them "
-        "on axis 1 and would take another axis for them. Leave this layer out, or let the factory return a module that "
-        "runs its layer on rows, y = layer(x.reshape(-1, channels)).reshape(x.shape): with cnlib.LayerNorm or "
-        "cnlib.RMSNorm in it the numbers are the same"
+        f"convert: layer {name!r} is an nn.{type(old).__name__}, with its channels on the last axis; a {what}{ours} "
+        "has them on axis 1 and would take another axis for them. Leave this layer out, or let the factory return a "
+        "module that runs its layer on rows, y = layer(x.reshape(-1, channels)).reshape(x.shape): with cnlib.LayerNorm "
+        "or cnlib.RMSNorm in it the numbers are the same"
     )
