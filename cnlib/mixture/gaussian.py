@@ -118,15 +118,17 @@ class GaussianMixture:
         center = samples.center()
         start = {"weights": self.weights_init, "means": self.means_init, "precisions": self.precisions_init}
         given = given_start(start, self.covariance, self.num_components, center)
+        before: list[float] = []
         if self.warm_start and hasattr(self, "means_"):
             self._check_features(samples)
             last = Parameters(self.weights_, self.means_.to(center) - center, self.covariances_, center)
             given = {name: value for name, value in vars(last.to(center.device)).items() if name != "center"}
+            before = [] if self.converged_ else self.lower_bounds_[-1:]
         options = {name: getattr(self, name) for name in SAVED if name != "chunk_size"}
         with samples.threads():
-            self.lower_bounds_, best = best_of_starts(samples, center, given, **options)
+            self.lower_bounds_, best = best_of_starts(samples, center, given, before=before, **options)
         self.lower_bound_ = self.lower_bounds_[-1] if self.lower_bounds_ else -math.inf
-        self.n_iter_, self.converged_ = len(self.lower_bounds_), settled(self.lower_bounds_, self.tol)
+        self.n_iter_, self.converged_ = len(self.lower_bounds_), settled([*before, *self.lower_bounds_], self.tol)
         self.weights_, self.means_, self.covariances_ = best.weights, best.means + center, best.covariances
         self._warn(len(samples))
         return self

@@ -186,7 +186,8 @@ def _put(layer: nn.Module, name: str, tensor: Tensor) -> None:
 def _default(layer: nn.Module, option: str, otherwise: Any = None) -> Any:
     """The default of an argument of the class, or of the first it derives from that has one."""
     for cls in type(layer).__mro__:
-        parameter = inspect.signature(cls.__init__).parameters.get(option)
+        start = vars(cls).get("__init__")
+        parameter = inspect.signature(start).parameters.get(option) if inspect.isfunction(start) else None
         if parameter is not None and parameter.default is not parameter.empty:
             return parameter.default
     return otherwise

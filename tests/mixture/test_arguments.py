@@ -1,6 +1,8 @@
 """What mixtures and contexts are given: a table of arguments and bad values, and numbers of every kind."""
 
+import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -174,6 +176,17 @@ def test_warm_start_goes_on() -> None:
     torch.testing.assert_close(part.means_, whole.means_)
     with pytest.raises(ValueError, match=r"x must be \(N, 4\) as in fit"):
         part.fit(X[:, :3])
+
+
+@pytest.mark.parametrize("max_iter", [1, 2, 50])
+def test_warm_starts_converge_in_the_end(max_iter: int, tmp_path: Path) -> None:
+    model = GaussianMixture(2, "diag", max_iter=max_iter, warm_start=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        while not model.fit(X).converged_:
+            assert model.n_iter_ == max_iter
+    model.save(tmp_path / "saved.npz")
+    assert GaussianMixture.load(tmp_path / "saved.npz").converged_
 
 
 @pytest.mark.parametrize("covariance", ["full", "tied", "diag", "spherical"])
