@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from torch import Tensor
 
+from cnlib.mixture.arguments import refused_by_name
 from cnlib.storage import read_npz, write_npz
 
 # header (JSON), arrays
@@ -22,9 +23,17 @@ def check_images(images: np.ndarray) -> np.ndarray:
     return images
 
 
+def plain_array(what: str, values: Any) -> np.ndarray:
+    """`values` as an array; ValueError where its rows do not fit together."""
+    try:
+        return np.asarray(values)
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise ValueError(f"{what} cannot be read as an array: {error}") from error
+
+
 def check_ids(ids: ArrayLike, count: int, images: np.ndarray | None, what: str) -> np.ndarray:
     """Integers in [0, count), as many as images (where images are given at all); `what` they are, for the errors."""
-    ids = np.asarray(ids)
+    ids = plain_array(what, ids)
     if ids.ndim != 1 or ids.dtype.kind not in "iu":
         raise ValueError(f"{what} must be one integer a sample, (N,), got {ids.dtype} {ids.shape}")
     if images is not None and len(images) != len(ids):
@@ -70,12 +79,13 @@ class Contexts:
 
 def kind(name: str) -> type[Contexts]:
     """The class of that name. Raises ValueError with the names there are."""
-    if name not in KINDS:
+    if not isinstance(name, str) or name not in KINDS:
         raise ValueError(f"unknown contexts {name!r}, expected one of {sorted(KINDS)}")
     return KINDS[name]
 
 
 def load_contexts(path: str | os.PathLike[str]) -> Contexts:
-    """Read what `save` of any of these classes wrote."""
-    header, arrays = read_npz(path, "contexts")
-    return kind(header["class"]).restore(header["state"], arrays)
+    """Read what `save` of any of these classes wrote. Raises ValueError that names a file which is damaged."""
+    with refused_by_name(path, "contexts"):
+        header, arrays = read_npz(path, "contexts")
+        return kind(header["class"]).restore(header["state"], arrays)

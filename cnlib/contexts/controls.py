@@ -9,8 +9,8 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from cnlib.contexts.base import Contexts, State, check_images, kind
-from cnlib.mixture.checks import whole_number
+from cnlib.contexts.base import Contexts, State, check_images, kind, plain_array
+from cnlib.mixture.arguments import whole_number
 
 
 class RandomContexts(Contexts):
@@ -19,10 +19,15 @@ class RandomContexts(Contexts):
 
     def __init__(self, num_contexts: int, probabilities: Sequence[float] | None = None, seed: int = 0):
         num_contexts = whole_number("num_contexts", num_contexts, least=1)
-        p = np.full(num_contexts, 1 / num_contexts) if probabilities is None else np.asarray(probabilities, dtype=float)
-        if p.shape != (num_contexts,) or not (p >= 0).all() or abs(p.sum() - 1) > 1e-6:
-            raise ValueError(f"probabilities must be {num_contexts} numbers >= 0 that sum to 1, got {probabilities}")
-        self.num_contexts, self.probabilities, self.seed = num_contexts, p.tolist(), whole_number("seed", seed)
+        p = np.full(num_contexts, 1 / num_contexts)
+        if probabilities is not None:
+            p = plain_array("probabilities", probabilities)
+        if p.dtype.kind not in "iuf" or p.shape != (num_contexts,) or not (p >= 0).all() or abs(p.sum() - 1) > 1e-6:
+            raise ValueError(
+                f"probabilities must be {num_contexts} numbers >= 0 that sum to 1, got {probabilities!r:.200}"
+            )
+        self.num_contexts, self.probabilities = num_contexts, p.astype(float).tolist()
+        self.seed = whole_number("seed", seed)
 
     def assign(self, images: np.ndarray, labels: ArrayLike | None = None, domains: ArrayLike | None = None) -> Tensor:
         key = self.seed.to_bytes(8, "little", signed=True)
@@ -40,6 +45,8 @@ class ShuffledContexts(Contexts):
     image. Assign a whole split at once: the permutation depends on the seed and on how many samples there are."""
 
     def __init__(self, base: Contexts, seed: int = 0):
+        if not isinstance(base, Contexts):
+            raise TypeError(f"base must be contexts, such as RandomContexts(3), got {base!r}")
         self.base, self.seed, self.num_contexts = base, whole_number("seed", seed, least=0), base.num_contexts
 
     def fit(self, images: np.ndarray, labels: ArrayLike | None = None, domains: ArrayLike | None = None) -> Self:

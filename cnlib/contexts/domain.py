@@ -1,23 +1,26 @@
 """Contexts from where an image comes from."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from cnlib.contexts.base import Contexts, State, check_ids
+from cnlib.contexts.base import Contexts, State, check_ids, plain_array
 
 
 class DomainContexts(Contexts):
     """The domain an image is known to come from: `domains` are indices into `names`, or names; labels are not read."""
 
     def __init__(self, names: Sequence[str]):
-        self.names = list(names)
+        if isinstance(names, str) or not isinstance(names, Iterable):
+            raise TypeError(f"names must be a list of different domains, got {names!r}")
+        given = list(names)
+        if not given or not all(isinstance(name, str) for name in given) or len(set(given)) != len(given):
+            raise ValueError(f"names must be different domains, by their names and at least one, got {given}")
+        self.names = [str(name) for name in given]
         self.num_contexts = len(self.names)
-        if not self.names or len(set(self.names)) != len(self.names):
-            raise ValueError(f"names must be different domains, at least one, got {self.names}")
 
     def assign(
         self, images: np.ndarray | None, labels: ArrayLike | None = None, domains: ArrayLike | None = None
@@ -28,7 +31,7 @@ class DomainContexts(Contexts):
                 f"the domain of each image is needed, got {got}: assign(images, domains=...), with the domains of a "
                 "data set that has some, such as load('cifar100+mnist')"
             )
-        ids = np.asarray(domains)
+        ids = plain_array("domains", domains)
         if ids.dtype.kind in "UO":
             index = {name: i for i, name in enumerate(self.names)}
             unknown = sorted({str(name) for name in ids.flat} - set(index))

@@ -7,8 +7,10 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from cnlib.contexts.base import Contexts, State, check_ids
+from cnlib.contexts.base import Contexts, State, check_ids, plain_array
 
+# more superclasses than this are a mistake, and a layer with a row for each would not fit into memory
+MOST = 2**31
 # Superclass of each of the 100 fine classes of CIFAR-100, both in the data set's own (alphabetical) order.
 # fmt: off
 CIFAR100_FINE_TO_COARSE = (
@@ -28,10 +30,12 @@ class SuperclassContexts(Contexts):
     """
 
     def __init__(self, fine_to_coarse: Sequence[int] = CIFAR100_FINE_TO_COARSE):
-        table = np.asarray(fine_to_coarse)
-        if table.ndim != 1 or table.dtype.kind not in "iu" or not table.size or table.min() < 0:
+        table = plain_array("fine_to_coarse", fine_to_coarse)
+        whole = table.ndim == 1 and table.dtype.kind in "iu" and table.size
+        if not whole or not 0 <= table.min() <= table.max() < MOST:
             raise ValueError(
-                f"fine_to_coarse must be one whole number >= 0 for each class, at least one, got {fine_to_coarse!r}"
+                f"fine_to_coarse must be one whole number >= 0 for each class, at least one, and below {MOST}, got "
+                f"{fine_to_coarse!r:.200}"
             )
         self.fine_to_coarse = table.astype(np.int64)
         self.num_contexts = int(self.fine_to_coarse.max()) + 1

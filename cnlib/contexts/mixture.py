@@ -1,5 +1,6 @@
 """Contexts from the image: components of a Gaussian mixture fitted on the training images."""
 
+import math
 from typing import Any, Self
 
 import numpy as np
@@ -7,7 +8,8 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from cnlib.contexts.base import Contexts, State, check_images
-from cnlib.mixture.checks import whole_number
+from cnlib.mixture.arguments import one_of, real_number, whole_number
+from cnlib.mixture.checks import saved_array
 from cnlib.mixture.gaussian import GaussianMixture
 from cnlib.mixture.samples import Samples, principal_axes
 
@@ -41,11 +43,10 @@ class GMMContexts(Contexts):
         reg_covar: float = 1.0,
         device: str | None = None,
     ):
-        if features not in ("pixels", "color"):
-            raise ValueError(f"features must be 'pixels' or 'color', got {features!r}")
         self.num_contexts = whole_number("num_contexts", num_contexts, least=1)
         self.pca = None if pca is None else whole_number("pca", pca, least=1)
-        self.features, self.tol, self.device = features, tol, device
+        self.features = one_of("features", features, ("pixels", "color"))
+        self.tol, self.device = real_number("tol", tol), device
         self.options: dict[str, Any] = {
             "covariance": covariance,
             "seed": seed,
@@ -55,6 +56,7 @@ class GMMContexts(Contexts):
         }
         # checks the options; `fit` makes another when it knows how many features there are
         self.gmm = self._mixture(num_features=1)
+        self.options = {name: getattr(self.gmm, name) for name in self.options}
         self.image_shape: tuple[int, ...] | None = None
         # mean (D,) and axes (D, pca)
         self.projection: tuple[np.ndarray, np.ndarray] | None = None
@@ -122,7 +124,20 @@ class GMMContexts(Contexts):
         own = {name: header[name] for name in ("features", "pca", "tol")}
         contexts = cls(gmm.num_components, **own, **options)
         contexts.gmm = gmm
+        shape = header["image_shape"]
+        if not isinstance(shape, list | tuple) or len(shape) != 3:
+            raise ValueError(f"the saved image_shape must be height, width and channels, got {shape!r:.60}")
+        contexts.image_shape = tuple(whole_number("the saved image_shape", size, least=1) for size in shape)
+        count = num_features = math.prod(contexts.image_shape) if contexts.features == "pixels" else 2 * shape[2]
         if contexts.pca is not None:
-            contexts.projection = arrays["mean"], arrays["axes"]
-        contexts.image_shape = tuple(header["image_shape"])
+            count = contexts.pca
+            axes = saved_array(arrays, "axes", (num_features, count))
+            if not np.allclose(axes.T @ axes, np.eye(count), rtol=0, atol=1e-6):
+                raise ValueError("the saved axes must be at right angles and of length 1")
+            contexts.projection = saved_array(arrays, "mean", (num_features,)), axes
+        if gmm.means_.shape[1] != count or not math.isclose(gmm.tol, contexts.tol * count):
+            raise ValueError(
+                f"the saved mixture must have {count} features and tol {contexts.tol * count}, got "
+                f"{gmm.means_.shape[1]} and {gmm.tol}"
+            )
         return contexts

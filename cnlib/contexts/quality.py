@@ -6,11 +6,22 @@ Ids are integers (N,), counted from 0; `k` and `c` say how many there are.
 import numpy as np
 from numpy.typing import ArrayLike
 
+from cnlib.contexts.base import check_ids, plain_array
+from cnlib.mixture.arguments import whole_number
+
+
+def _pictures(images: np.ndarray) -> np.ndarray:
+    """`images`, real numbers (N, H, W, C), none of them nan. Raises ValueError for anything else."""
+    x = plain_array("images", images)
+    if x.ndim != 4 or 0 in x.shape or x.dtype.kind not in "uif" or not np.isfinite(x).all():
+        raise ValueError(f"images must be finite real numbers (N, H, W, C), at least one, got {x.dtype} {x.shape}")
+    return x
+
 
 def image_statistics(images: np.ndarray) -> dict[str, np.ndarray]:
     """Four numbers of each image (N, H, W, C), in gray levels of 0 to 255: brightness (mean), contrast (standard
     deviation over positions), detail (mean absolute difference of neighbors), warmth (first minus last channel)."""
-    values = images.astype(np.float32)
+    values = _pictures(images).astype(np.float32)
     gray = values.mean(3)
     detail = np.abs(np.diff(gray, axis=1)).mean((1, 2)) + np.abs(np.diff(gray, axis=2)).mean((1, 2))
     warmth = values[..., 0].mean((1, 2)) - values[..., -1].mean((1, 2))
@@ -22,9 +33,12 @@ def between_share(values: ArrayLike, ids: ArrayLike) -> np.ndarray:
 
     values: (N,) or (N, C, *), every position a sample of its image's context; ids: (N,). Returns (C,).
     """
-    groups, x = np.asarray(ids), np.asarray(values, dtype=np.float64)
-    if groups.ndim != 1 or len(groups) != len(x):
-        raise ValueError(f"one id for each of {len(x)} samples expected, got ids of shape {groups.shape}")
+    groups, x = plain_array("ids", ids), plain_array("values", values)
+    if x.dtype.kind not in "buif" or not x.ndim or not x.size or not np.isfinite(x).all():
+        raise ValueError(f"values must be finite real numbers (N,) or (N, C, *), got {x.dtype} {x.shape}")
+    if groups.ndim != 1 or len(groups) != len(x) or groups.dtype.kind not in "iu":
+        raise ValueError(f"one id for each of {len(x)} samples expected, got ids of {groups.dtype} {groups.shape}")
+    x = x.astype(np.float64)
     x = x.reshape(len(x), x.shape[1] if x.ndim > 1 else 1, -1)
     center = x.mean((0, 2))
     between = np.zeros_like(center)
@@ -36,7 +50,10 @@ def between_share(values: ArrayLike, ids: ArrayLike) -> np.ndarray:
 
 def mutual_information(counts: ArrayLike) -> float:
     """Bits that one label tells about the other, from their table of counts (K, C); the plug-in estimate."""
-    joint = np.asarray(counts, dtype=np.float64)
+    table = plain_array("counts", counts)
+    if table.ndim != 2 or table.dtype.kind not in "uif" or not (table >= 0).all() or not 0 < table.sum() < np.inf:
+        raise ValueError(f"counts must be a table (K, C) of numbers >= 0, not all 0, got {table.tolist()!r:.200}")
+    joint = table.astype(np.float64)
     joint = joint / joint.sum()
     independent = joint.sum(1, keepdims=True) * joint.sum(0, keepdims=True)
     seen = joint > 0
@@ -47,6 +64,10 @@ def matched(ids: np.ndarray, others: np.ndarray, k: int) -> tuple[float, np.ndar
     """Largest share of samples on which two assignments agree after renaming `others`, and the renamed `others`."""
     from scipy.optimize import linear_sum_assignment
 
+    ids = check_ids(ids, whole_number("k", k, least=1), None, "ids")
+    others = check_ids(others, k, None, "others")
+    if not len(ids):
+        raise ValueError("ids must hold at least one sample, got none")
     rows, columns = linear_sum_assignment(-contingency(ids, others, k, k))
     names = np.empty(k, dtype=np.int64)
     names[columns] = rows
@@ -55,13 +76,15 @@ def matched(ids: np.ndarray, others: np.ndarray, k: int) -> tuple[float, np.ndar
 
 def contingency(ids: np.ndarray, others: np.ndarray, k: int, c: int) -> np.ndarray:
     """Counts (k, c) of each pair."""
+    k, c = whole_number("k", k, least=1), whole_number("c", c, least=1)
+    ids, others = check_ids(ids, k, others, "ids"), check_ids(others, c, None, "others")
     return np.bincount(ids * c + others, minlength=k * c).reshape(k, c)
 
 
 def spectrum(images: np.ndarray) -> np.ndarray:
     """Mean power of the gray image at each spatial frequency of 1 to H / 2 cycles in the height of an image, (H // 2,);
     a cycle of the same length in pixels is the same frequency along rows and columns."""
-    gray = images.astype(np.float32).mean(3)
+    gray = _pictures(images).astype(np.float32).mean(3)
     height, width = gray.shape[1:]
     power = np.abs(np.fft.fft2(gray - gray.mean((1, 2), keepdims=True))) ** 2 / (height * width) ** 2
     per_pixel = np.hypot(*np.meshgrid(np.fft.fftfreq(height), np.fft.fftfreq(width), indexing="ij"))
@@ -72,13 +95,16 @@ def spectrum(images: np.ndarray) -> np.ndarray:
 
 def shares(ids: np.ndarray, k: int) -> list[float]:
     """Share of the samples with each id."""
+    ids = check_ids(ids, whole_number("k", k, least=1), None, "ids")
+    if not len(ids):
+        raise ValueError("ids must hold at least one sample, got none")
     return (np.bincount(ids, minlength=k) / len(ids)).round(5).tolist()
 
 
 def patch_means(images: np.ndarray) -> np.ndarray:
     """Each image (H, W, C) as its means over patches, 8 by 8 of them (fewer where it has fewer pixels): features for
     trees, (N, 64 C). Patches differ by a pixel where 8 does not divide the size."""
-    totals, areas = images, np.ones(())
+    totals, areas = _pictures(images), np.ones(())
     for axis, size in ((1, images.shape[1]), (2, images.shape[2])):
         edges = np.linspace(0, size, min(8, size) + 1).astype(int)
         totals = np.add.reduceat(totals, edges[:-1], axis=axis, dtype=np.float32)

@@ -14,14 +14,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cnlib.mixture.checks import given_start, saved_parameters, whole_number
+from cnlib.mixture.arguments import known_device, one_of, real_number, refused_by_name, whole_number, yes_or_no
+from cnlib.mixture.checks import given_start, saved_history, saved_parameters, start_values
 from cnlib.mixture.em import Parameters, cholesky, make_step, normalize
 from cnlib.mixture.iterations import best_of_starts, settled
 from cnlib.mixture.samples import Array, Samples
 from cnlib.storage import read_npz, write_npz
 
 COVARIANCES = ("full", "diag", "spherical", "tied")
-INITS = ("k-means++", "random", "k-means")
+INITS = ("k-means++", "random", "k-means", "random_from_data")
 SAVED = ("num_components", "covariance", "n_init", "tol", "max_iter", "reg_covar", "init", "seed", "chunk_size")
 FITTED = ("converged_", "n_iter_", "lower_bound_", "lower_bounds_")
 
@@ -43,11 +44,13 @@ class GaussianMixture:
         reg_covar: added to the diagonal of each covariance, in squared units of `x`. With 0 the likelihood never
             decreases; with more it may, slightly, where a variance is of the order of reg_covar.
         init: "k-means++" (greedy seeding, then each sample to its nearest seed), "k-means" (Lloyd's iterations in
-            between) or "random" (random responsibilities: all components start near the global mean).
+            between), "random_from_data" (samples drawn as seeds, each other to its nearest) or "random" (random
+            responsibilities: all components start near the global mean).
         weights_init, means_init, precisions_init: (K,), (K, D) and inverse covariances in the shape of
             `covariances_`; each replaces that part of the start. Given means are also the seeds of the rest.
         seed: of the starts. The same seed gives the same fit.
         device: where to compute; None: where `x` is. MPS has no float64, so there the CPU computes.
+        warm_start: `fit` goes on from the parameters of the last fit, where there are some.
         chunk_size: samples at a time; None: as many as stay in the cache (CPU) or in about 128 MB (GPU).
 
     Attributes after `fit` (tensors are float64, on the computing device):
@@ -76,22 +79,23 @@ class GaussianMixture:
         seed: int = 0,
         device: torch.device | str | None = None,
         chunk_size: int | None = None,
+        warm_start: bool = False,
     ):
-        if covariance not in COVARIANCES:
-            raise ValueError(f"covariance must be one of {COVARIANCES}, got {covariance!r}")
-        if init not in INITS:
-            raise ValueError(f"init must be one of {INITS}, got {init!r}")
-        for name, number in {"tol": tol, "reg_covar": reg_covar}.items():
-            if not number >= 0:
-                raise ValueError(f"{name} must not be negative, got {number}")
         self.num_components = whole_number("num_components", num_components, least=1)
         self.n_init = whole_number("n_init", n_init, least=1)
         self.max_iter = whole_number("max_iter", max_iter, least=0)
         self.chunk_size = None if chunk_size is None else whole_number("chunk_size", chunk_size, least=1)
         self.seed = whole_number("seed", seed)
-        self.covariance, self.init, self.device = covariance, init, device
-        self.tol, self.reg_covar = float(tol), float(reg_covar)
+        self.covariance, self.init = (
+            one_of("covariance", covariance, COVARIANCES),
+            one_of("init", init, INITS),
+        )
+        self.tol, self.reg_covar = real_number("tol", tol), real_number("reg_covar", reg_covar)
+        self.device, self.warm_start = known_device(device), yes_or_no("warm_start", warm_start)
         self.weights_init, self.means_init, self.precisions_init = weights_init, means_init, precisions_init
+        for name in ("weights_init", "means_init", "precisions_init"):
+            if getattr(self, name) is not None:
+                start_values(name, getattr(self, name))
         self.converged_, self.n_iter_, self.lower_bound_ = False, 0, -math.inf
         self.lower_bounds_: list[float] = []
 
@@ -114,11 +118,17 @@ class GaussianMixture:
         center = samples.center()
         start = {"weights": self.weights_init, "means": self.means_init, "precisions": self.precisions_init}
         given = given_start(start, self.covariance, self.num_components, center)
+        before: list[float] = []
+        if self.warm_start and hasattr(self, "means_"):
+            self._check_features(samples)
+            last = Parameters(self.weights_, self.means_.to(center) - center, self.covariances_, center)
+            given = {name: value for name, value in vars(last.to(center.device)).items() if name != "center"}
+            before = [] if self.converged_ else self.lower_bounds_[-1:]
         options = {name: getattr(self, name) for name in SAVED if name != "chunk_size"}
         with samples.threads():
-            self.lower_bounds_, best = best_of_starts(samples, center, given, **options)
+            self.lower_bounds_, best = best_of_starts(samples, center, given, before=before, **options)
         self.lower_bound_ = self.lower_bounds_[-1] if self.lower_bounds_ else -math.inf
-        self.n_iter_, self.converged_ = len(self.lower_bounds_), settled(self.lower_bounds_, self.tol)
+        self.n_iter_, self.converged_ = len(self.lower_bounds_), settled([*before, *self.lower_bounds_], self.tol)
         self.weights_, self.means_, self.covariances_ = best.weights, best.means + center, best.covariances
         self._warn(len(samples))
         return self
@@ -136,6 +146,10 @@ class GaussianMixture:
         if not hasattr(self, "means_"):
             raise RuntimeError("this mixture has no parameters yet: call fit(x) or load(path) first")
 
+    def _check_features(self, samples: Samples) -> None:
+        if samples.x.shape[1] != self.means_.shape[1]:
+            raise ValueError(f"x must be (N, {self.means_.shape[1]}) as in fit, got {tuple(samples.x.shape)}")
+
     def _samples(self, x: Array) -> Samples:
         floats_per_feature = self.num_components if self.covariance == "full" else 1
         return Samples(x, self.device, self.chunk_size, floats_per_feature)
@@ -144,8 +158,7 @@ class GaussianMixture:
         """For each chunk: log p(x) (n,) and the responsibilities (K, n)."""
         self._check_fitted()
         samples = self._samples(x)
-        if samples.x.shape[1] != self.means_.shape[1]:
-            raise ValueError(f"x must be (N, {self.means_.shape[1]}) as in fit, got {tuple(samples.x.shape)}")
+        self._check_features(samples)
         center = self.weights_ @ self.means_
         parameters = Parameters(self.weights_, self.means_ - center, self.covariances_, center)
         step = make_step(parameters.to(samples.device), self.covariance)
@@ -180,6 +193,7 @@ class GaussianMixture:
 
     def num_parameters(self) -> int:
         """Free parameters of the fitted mixture."""
+        self._check_fitted()
         k, d = self.means_.shape
         covariances = {"full": k * d * (d + 1) // 2, "tied": d * (d + 1) // 2, "diag": k * d, "spherical": k}
         return covariances[self.covariance] + k * d + k - 1
@@ -196,7 +210,8 @@ class GaussianMixture:
     def sample(self, num_samples: int = 1, seed: int | None = None) -> tuple[Tensor, Tensor]:
         """Independent samples (num_samples, D) in float64 and the component of each (num_samples,), on the CPU."""
         self._check_fitted()
-        generator = torch.Generator().manual_seed(self.seed if seed is None else seed)
+        num_samples = whole_number("num_samples", num_samples, least=1)
+        generator = torch.Generator().manual_seed(self.seed if seed is None else whole_number("seed", seed))
         weights, means, covariances = (value.cpu() for value in (self.weights_, self.means_, self.covariances_))
         labels = torch.multinomial(weights, num_samples, replacement=True, generator=generator)
         noise = torch.randn(num_samples, means.shape[1], generator=generator, dtype=means.dtype)
@@ -218,11 +233,13 @@ class GaussianMixture:
     def from_state(
         cls, header: dict[str, Any], arrays: dict[str, np.ndarray], device: torch.device | str | None = None
     ) -> Self:
-        """What `state` returned, restored. Raises ValueError where a part is missing or has another shape."""
+        """What `state` returned, restored. Raises ValueError where a part is missing, has another shape, or
+        contradicts the rest."""
         if missing := [name for name in SAVED + FITTED if name not in header]:
             raise ValueError(f"the saved mixture lacks {', '.join(missing)}: fit it again and save it")
         mixture = cls(**{name: header[name] for name in SAVED}, device=device)
         parameters = saved_parameters(arrays, mixture.covariance, mixture.num_components)
+        saved_history(header, mixture.tol)
         for name in FITTED:
             setattr(mixture, name, header[name])
         for name, value in parameters.items():
@@ -236,5 +253,6 @@ class GaussianMixture:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], device: torch.device | str | None = None) -> Self:
-        """Read what `save` wrote."""
-        return cls.from_state(*read_npz(path, "GaussianMixture"), device=device)
+        """Read what `save` wrote. Raises ValueError that names the file where it is damaged, or is another."""
+        with refused_by_name(path, "GaussianMixture"):
+            return cls.from_state(*read_npz(path, "GaussianMixture"), device=device)

@@ -24,6 +24,7 @@ def best_of_starts(
     reg_covar: float,
     tol: float,
     max_iter: int,
+    before: Sequence[float] = (),
 ) -> tuple[list[float], Parameters]:
     """What `iterate` returns from the start with the best last bound, out of n_init (one where all of it is `given`).
 
@@ -45,7 +46,8 @@ def best_of_starts(
                 init=init,
                 generator=generator,
             )
-            fits.append(iterate(samples, start, covariance, scatter, reg_covar=reg_covar, tol=tol, max_iter=max_iter))
+            iterations = {"reg_covar": reg_covar, "tol": tol, "max_iter": max_iter, "before": before}
+            fits.append(iterate(samples, start, covariance, scatter, **iterations))  # type: ignore[arg-type]
         except CollapsedError as error:
             collapsed = error
     if collapsed is not None and not fits:
@@ -62,13 +64,15 @@ def iterate(
     reg_covar: float,
     tol: float,
     max_iter: int,
+    before: Sequence[float] = (),
 ) -> tuple[list[float], Parameters]:
-    """The mean log-likelihood at the start of each iteration, and the last parameters.
+    """The mean log-likelihood at the start of each iteration, and the last parameters. `before`: of the iterations that
+    this goes on from.
 
     Raises CollapsedError where a covariance is singular, ValueError where the likelihood overflows.
     """
     bounds: list[float] = []
-    while len(bounds) < max_iter and not settled(bounds, tol):
+    while len(bounds) < max_iter and not settled([*before, *bounds], tol):
         step = make_step(parameters, covariance, reg_covar, scatter)
         bound = samples.sweep(step, lambda logits, _: normalize(logits)) / len(samples)
         if not math.isfinite(bound):

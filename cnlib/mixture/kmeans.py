@@ -69,7 +69,12 @@ def initial_parameters(
     """The parameters that EM starts from; `given` (weights, means, covariances) replaces what it names."""
     if len(given) == 3:
         return Parameters(center=center, **given)
-    means = given["means"] if "means" in given else kmeans_plus_plus(x, num_components, generator) - center
+    if "means" in given:
+        means = given["means"]
+    elif init == "random_from_data":
+        means = x[torch.randperm(len(x), generator=generator)[:num_components]] - center
+    else:
+        means = kmeans_plus_plus(x, num_components, generator) - center
     if init == "k-means":
         means = lloyd(x, center, means)
     step = make_step(unit_parameters(means, center, covariance), covariance, reg_covar, scatter)

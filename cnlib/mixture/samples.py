@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cnlib.mixture.arguments import whole_number
 from cnlib.mixture.em import Step
 
 Array = Tensor | np.ndarray
@@ -28,15 +29,21 @@ class Samples:
 
     def __init__(self, x: Array, device: torch.device | str | None, rows: int | None, floats_per_feature: int = 1):
         if not isinstance(x, Tensor):
-            x = np.asarray(x)
-            if x.dtype.kind not in "buif":
-                raise TypeError(f"x must hold real numbers, got {x.dtype}")
+            if np.ma.is_masked(x):
+                raise ValueError("x has masked entries: remove these samples, or fill them")
+            try:
+                x = np.asarray(x)
+            except ValueError as error:
+                raise ValueError(f"x must be (N, D), got rows that do not fit together: {error}") from error
+            if x.dtype.kind not in "buif" or x.dtype.itemsize > 8:
+                raise TypeError(f"x must hold real numbers of at most 8 bytes, got {x.dtype}")
+            x = x.astype(x.dtype.newbyteorder("="), copy=False)
             # a read-only memory map is fine: nothing is written to x
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", message="The given NumPy array is not writ")
                 x = torch.from_numpy(x if min(x.strides, default=0) >= 0 else x.copy())
-        if x.is_complex():
-            raise TypeError(f"x must hold real numbers, got {x.dtype}")
+        if x.is_complex() or x.layout != torch.strided:
+            raise TypeError(f"x must hold real numbers and be dense, got {x.dtype}, {x.layout}")
         if x.ndim != 2 or 0 in x.shape:
             hint = "; for one feature give x[:, None]" if x.ndim == 1 else ""
             raise ValueError(f"x must be (N, D) with at least one sample and one feature, got {tuple(x.shape)}{hint}")
@@ -147,7 +154,10 @@ class Samples:
 def principal_axes(x: Samples, count: int, seed: int = 0) -> tuple[Tensor, Tensor]:
     """Mean (D,) and the first principal axes (D, count) of the samples, by randomized subspace iteration (Halko,
     Martinsson & Tropp 2011), so that no (D, D) matrix is formed. Each axis has its largest entry positive."""
+    count, seed = whole_number("count", count, least=1), whole_number("seed", seed)
     center = x.center()
+    if count > len(center):
+        raise ValueError(f"count={count} is more than the {len(center)} features allow")
     width = min(count + 10, len(center))
     basis = torch.randn(len(center), width, generator=torch.Generator().manual_seed(seed), dtype=DTYPE).to(x.device)
     for _ in range(8):

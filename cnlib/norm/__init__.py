@@ -2,10 +2,11 @@
 
 from cnlib.norm.batch import BatchNorm, batch_norm
 from cnlib.norm.context import ContextNorm, context_norm, context_norm_plus
+from cnlib.norm.conversion import convert
 from cnlib.norm.family import GroupNorm, InstanceNorm, LayerNorm, RMSNorm
 from cnlib.norm.gaussians import responsibilities
 from cnlib.norm.mixture import MixtureNorm, mixture_norm
-from cnlib.norm.placement import convert, synchronize, use_context
+from cnlib.norm.placement import synchronize, use_context
 from cnlib.norm.registry import Place, create
 from cnlib.norm.statistics import frozen, reestimate
 

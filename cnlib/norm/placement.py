@@ -1,21 +1,16 @@
-"""Layers inside models: contexts for deep layers, and norm layers swapped by name."""
+"""Layers inside models: contexts and synchronization for deep layers."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from cnlib.norm import registry
 from cnlib.norm.given import Blocks
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
-
-TORCHS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 
 
 def use_context(model: nn.Module, ids: Tensor | None = None, responsibilities: Tensor | None = None) -> Blocks:
@@ -65,70 +60,3 @@ def synchronize(model: nn.Module, process_group: ProcessGroup | bool | None = No
         if hasattr(layer, "synchronized"):
             layer.synchronized, layer.process_group = on, group  # type: ignore[assignment]
     return model
-
-
-def convert(model: nn.Module, factories: Mapping[str, Callable[[int], nn.Module]]) -> nn.Module:
-    """Swap norm layers by name, in place, and return the model.
-
-        cnlib.convert(resnet, {"bn1": cnlib.BatchNorm, "layer3.*": lambda c: cnlib.ContextNorm(c, 3)})
-
-    A key is a layer's name as in ``model.named_modules()``, or a pattern (``*``, ``?``) over the names of norm
-    layers: torch's and those of ``cnlib.norm.registry.NORMS``. An empty ``cnlib.norm.Place`` is filled by its name;
-    no pattern means it. The last key that fits wins. A factory gets the number of channels. The new layer takes over
-    device, type and train/eval mode, and the parameters and buffers where both layers have the same ones. A layer that
-    has several names is one layer: the last key that fits any of them swaps it under all.
-    Raises ValueError for a key that fits no layer, a layer whose channels cannot be told, and where a layer of cnlib
-    would replace an nn.LayerNorm or nn.RMSNorm: ours have the channels on axis 1, where a transformer has its tokens,
-    and these have them on the last. Source of the idea: timm.
-    """
-    layers = dict(model.named_modules(remove_duplicate=False))
-    plan: dict[nn.Module, tuple[str, Callable[[int], nn.Module]]] = {}
-    for key, factory in factories.items():
-        names = [key] if key in layers else [n for n in _norms(layers) if fnmatchcase(n, key)]
-        if not names:
-            raise ValueError(f"convert: no layer is called {key!r}; norm layers here are {_norms(layers)}")
-        plan |= {layers[name]: (name, factory) for name in names}
-    swapped = {layer: _replacement(name, layer, factory, model) for layer, (name, factory) in plan.items()}
-    if model in swapped:
-        return swapped[model]
-    for name, layer in layers.items():  # only now: an error above leaves the model as it was
-        if layer in swapped:
-            parent, _, child = name.rpartition(".")
-            setattr(layers[parent], child, swapped[layer])
-    return model
-
-
-def _ours(layer: nn.Module) -> bool:
-    """Whether a layer is of the registry, and no empty place."""
-    known = tuple(entry.layer for entry in registry.NORMS.values())
-    return isinstance(layer, known) and not isinstance(layer, registry.Place)
-
-
-def _norms(layers: Mapping[str, nn.Module]) -> list[str]:
-    return [name for name, layer in layers.items() if _ours(layer) or isinstance(layer, TORCHS)]
-
-
-def _replacement(name: str, old: nn.Module, factory: Callable[[int], nn.Module], model: nn.Module) -> nn.Module:
-    shape = getattr(old, "normalized_shape", None)
-    channels = shape[0] if shape else getattr(old, "num_features", getattr(old, "num_channels", None))
-    if not isinstance(channels, int):
-        raise ValueError(f"convert: layer {name!r} is a {type(old).__name__}; its number of channels cannot be told")
-    new = factory(channels)
-    if not isinstance(new, nn.Module):
-        raise TypeError(f"convert: the factory for {name!r} returned a {type(new).__name__}, expected an nn.Module")
-    if shape and _ours(new):
-        raise ValueError(
-            f"convert: layer {name!r} is an nn.{type(old).__name__}, with its channels on the last axis; a "
-            f"{type(new).__name__} of cnlib has them on axis 1 and would take another axis for them. Leave this layer "
-            "out, or let the factory return a module that moves the axis there and back: x.movedim(-1, 1), then "
-            "y.movedim(1, -1)"
-        )
-    state = old.state_dict()
-    # a layer without values is where the rest of its model is
-    like = next((t for t in (*state.values(), *model.parameters()) if t.is_floating_point()), None)
-    if like is not None:
-        new.to(device=like.device, dtype=like.dtype)
-    wanted = {key: value.shape for key, value in new.state_dict().items()}
-    if wanted == {key: value.shape for key, value in state.items()}:
-        new.load_state_dict(state)
-    return new.train(old.training)

@@ -452,7 +452,7 @@ def test_only_the_fields_of_a_mixture_are_restored() -> None:
         with pytest.raises(ValueError, match=f"the saved mixture lacks {name}"):
             GaussianMixture.from_state({key: value for key, value in header.items() if key != name}, arrays)
     for name, value in (("weights_", np.ones(3)), ("means_", np.ones(4)), ("covariances_", np.ones((2, 3)))):
-        with pytest.raises(ValueError, match=f"the saved mixture's {name}: expected float64"):
+        with pytest.raises(ValueError, match=f"the saved {name}: expected float64"):
             GaussianMixture.from_state(header, {**arrays, name: value})
     del arrays["covariances_"]
     with pytest.raises(ValueError, match=r"covariances_: expected float64 \(2, 4\), got none"):

@@ -1,4 +1,4 @@
-"""use_context and convert: contexts for deep layers, norm layers swapped by name."""
+"""use_context: contexts for deep layers."""
 
 import asyncio
 import copy
@@ -291,75 +291,3 @@ def test_distributed_data_parallel(tmp_path):
         assert model[0][1].mean.grad is not None
     finally:
         torch.distributed.destroy_process_group()
-
-
-class Transposed(nn.Module):
-    def forward(self, x):
-        return x.mT
-
-
-class TestConvert:
-    def model(self):
-        deep = nn.Sequential(nn.Conv2d(4, 6, 3), nn.GroupNorm(2, 6))
-        return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), deep)
-
-    def test_by_name(self):
-        model = self.model()
-        assert cnlib.convert(model, {"2.1": lambda c: cnlib.ContextNorm(c, 3)}) is model
-        assert isinstance(model[2][1], cnlib.ContextNorm) and model[2][1].num_features == 6
-        assert isinstance(model[1], nn.BatchNorm2d)
-
-    def test_by_pattern_and_the_last_key_wins(self):
-        model = cnlib.convert(self.model(), {"*": cnlib.LayerNorm, "1": cnlib.BatchNorm})
-        assert isinstance(model[1], cnlib.BatchNorm) and isinstance(model[2][1], cnlib.LayerNorm)
-
-    def test_what_the_layer_learned_comes_along(self):
-        model = self.model()
-        nn.init.normal_(model[1].weight)
-        model(X)
-        expected = copy.deepcopy(model).eval()(X)
-        cnlib.convert(model.eval(), {"1": cnlib.BatchNorm, "2.1": lambda c: cnlib.GroupNorm(2, c)})
-        assert not model[1].training
-        assert_same(model(X), expected, atol=1e-5, rtol=1e-5)
-
-    def test_device_and_type_come_along(self):
-        model = cnlib.convert(self.model().double(), {"1": lambda c: cnlib.MixtureNorm(c, 2)})
-        assert model[1].weight.dtype == torch.float64
-        assert int(model[1].num_batches_tracked) == 0
-
-    def test_the_model_itself(self):
-        assert isinstance(cnlib.convert(nn.BatchNorm1d(3), {"": cnlib.BatchNorm}), cnlib.BatchNorm)
-
-    @pytest.mark.parametrize("key", ["*", "a.0", "b.0", "b.?"])
-    def test_a_shared_layer_is_swapped_under_all_its_names(self, key):
-        model = nn.Module()
-        model.a = nn.Sequential(nn.BatchNorm1d(3))
-        model.b = nn.Sequential(model.a[0], nn.BatchNorm1d(2))
-        cnlib.convert(model, {key: cnlib.BatchNorm, "b.1": cnlib.LayerNorm})
-        assert isinstance(model.a[0], cnlib.BatchNorm) and model.b[0] is model.a[0]
-        assert isinstance(model.b[1], cnlib.LayerNorm)
-
-    def test_torchs_layer_norm_has_its_channels_on_another_axis(self):
-        model = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
-        for factory in (cnlib.LayerNorm, lambda c: cnlib.ContextNorm(c, 3), lambda c: cnlib.MixtureNorm(c, 3)):
-            with pytest.raises(ValueError, match="'norm1' is an nn.LayerNorm.*last axis.*axis 1.*Leave this layer out"):
-                cnlib.convert(model, {"norm?": factory})
-        assert isinstance(model.norm1, nn.LayerNorm)
-        cnlib.convert(model, {"norm?": lambda c: nn.Sequential(Transposed(), cnlib.BatchNorm(c), Transposed())})
-        x = torch.randn(2, 5, 8)
-        assert_same(model.norm2(x), nn.BatchNorm1d(8)(x.flatten(0, 1)).view_as(x), atol=1e-5, rtol=1e-5)
-
-    @pytest.mark.parametrize(
-        ("key", "factory", "error", "message"),
-        [
-            ("9", cnlib.BatchNorm, ValueError, "'9'.*'1', '2.1'"),
-            ("0", cnlib.BatchNorm, ValueError, "Conv2d"),
-            ("1", lambda c: None, TypeError, "NoneType"),
-        ],
-    )
-    def test_errors_leave_the_model_as_it_was(self, key, factory, error, message):
-        model = self.model()
-        before = [type(m) for m in model.modules()]
-        with pytest.raises(error, match=message):
-            cnlib.convert(model, {"2.1": cnlib.LayerNorm, key: factory})
-        assert [type(m) for m in model.modules()] == before
