@@ -12,9 +12,13 @@ data_app = typer.Typer(help="Data sets: what there is, fetch one, check its file
 
 
 def data_names() -> list[str]:
+    """For the shell to complete; nothing where there is no folder to look into."""
     from cnlib import data
 
-    return data.names()
+    try:
+        return data.names()
+    except (OSError, ValueError):
+        return []
 
 
 @data_app.command("list")
@@ -23,11 +27,12 @@ def list_data() -> None:
     from cnlib import data
 
     try:
-        typer.echo(f"in {data.root()} (set CNLIB_DATA for another place)")
-    except ValueError as error:
+        root, names = data.root(), data.names()
+    except (OSError, ValueError) as error:
         raise typer.BadParameter(str(error)) from error
-    for name in data.names():
-        here = name in data.EMBEDDED or (data.root() / name).is_dir()
+    typer.echo(f"in {root} (set CNLIB_DATA for another place)")
+    for name in names:
+        here = name in data.EMBEDDED or (root / name).is_dir()
         typer.echo(f"{name:<20}{'here' if here else 'to be fetched'}")
 
 
