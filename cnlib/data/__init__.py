@@ -10,7 +10,7 @@ from cnlib.data.images import ImageData
 from cnlib.data.sources import EMBEDDED, SOURCES
 from cnlib.data.store import check_writable, folder_of, read_folder, root, verify_folder, write_folder
 
-__all__ = ["EMBEDDED", "SOURCES", "ImageData", "load", "names", "root", "verify", "write_folder"]
+__all__ = ["EMBEDDED", "SOURCES", "ImageData", "folder_of", "load", "names", "root", "verify", "write_folder"]
 
 
 def load(name: str) -> ImageData:

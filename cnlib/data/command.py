@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-FAILED = 1
+FAILED, WRONG = 1, 2
 data_app = typer.Typer(help="Data sets: what there is, fetch one, check its files.", no_args_is_help=True)
 
 
@@ -29,7 +29,8 @@ def list_data() -> None:
     try:
         root, names = data.root(), data.names()
     except (OSError, ValueError) as error:
-        raise typer.BadParameter(str(error)) from error
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(WRONG) from error
     typer.echo(f"in {root} (set CNLIB_DATA for another place)")
     for name in names:
         here = name in data.EMBEDDED or (root / name).is_dir()
