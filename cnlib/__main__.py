@@ -19,11 +19,16 @@ def _stop(_: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
-def main() -> None:
-    """Run the command line on the arguments of this process."""
+def stop_quietly() -> None:
+    """From now on Ctrl-C shows no traceback of an import."""
     # a background job of a shell ignores the signal, and goes on doing so
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, _stop)
+
+
+def main() -> None:
+    """Run the command line on the arguments of this process."""
+    stop_quietly()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a folder's name may be in no encoding
             stream.reconfigure(errors="backslashreplace")

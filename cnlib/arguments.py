@@ -49,11 +49,19 @@ def change(text: str) -> tuple[str, Any]:
     if name in OWN_OPTIONS:
         raise typer.BadParameter(f"{text!r}: {name} has an option of its own: --{name} {value}")
     if name == "placement":
-        return name, tuple(value.split(","))
+        return name, slots(value)
     try:
         return name, ast.literal_eval(value)
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         return name, value
+
+
+def slots(text: str) -> tuple[str, ...]:
+    """("conv2", "conv3") from "conv2,conv3"."""
+    names = tuple(text.split(","))
+    if not all(names):
+        raise typer.BadParameter(f"{text!r}: expected slots of the model, as in conv2,conv3")
+    return names
 
 
 def folder(text: str) -> Path:

@@ -22,6 +22,7 @@ from cnlib.arguments import (
     duration,
     explained,
     folder,
+    slots,
 )
 from cnlib.data.command import FAILED, data_app, data_names
 
@@ -110,8 +111,8 @@ def run(
 
     if name not in EXPERIMENTS:
         raise typer.BadParameter(f"{name!r}: expected one of {', '.join(EXPERIMENTS)}", param_hint="NAME")
-    slots = None if placement is None else tuple(placement.split(","))
-    options: dict[str, Any] = {"dataset": dataset, "lr": lr, "weight_decay": weight_decay, "placement": slots}
+    places = None if placement is None else slots(placement)
+    options: dict[str, Any] = {"dataset": dataset, "lr": lr, "weight_decay": weight_decay, "placement": places}
     given = [(key, value) for key, value in options.items() if value is not None] + list(map(change, changes or []))
     if twice := [key for key, count in Counter(key for key, _ in given).items() if count > 1]:
         raise typer.BadParameter(f"{', '.join(twice)} is given twice: expected one value")

@@ -29,8 +29,10 @@ def root() -> Path:
     chosen = os.environ.get("CNLIB_DATA")
     try:
         folder = Path(chosen).expanduser() if chosen else _cache() / "cnlib" / "data"
-        if folder.exists() and not folder.is_dir():
-            raise ValueError(f"{_called(folder)}, a file: expected a folder, which need not exist yet")
+        there = next((place for place in (folder, *folder.parents) if place.exists()), folder)
+        if there.exists() and not there.is_dir():
+            what = "a file" if there == folder else "below a file"
+            raise ValueError(f"{_called(folder)}, {what}: expected a folder, which need not exist yet")
     except RuntimeError as error:  # what pathlib raises
         place = f"CNLIB_DATA is {chosen}, and" if chosen else "data sets have no place:"
         raise ValueError(f"{place} this user has no home directory: set CNLIB_DATA to a folder") from error
