@@ -125,7 +125,7 @@ def test_dry_run_says_what_would_fail(tmp_path):
     configs = EXPERIMENTS["convnet"].configs("table-1", "smoke")
     bn, cn, one = (next(n for n, c in configs.items() if c.method == method) for method in ("bn", "cn", "cn-one"))
     train(replace(configs[bn], epochs=1), tmp_path / f"{bn}.jsonl")
-    (tmp_path / f"{cn}.jsonl").write_text("[1, 2]\n")
+    (tmp_path / f"{cn}.jsonl").write_text("[1, 2]\n", encoding="utf-8")
     (tmp_path / f"{one}.jsonl").touch()
     text = cnlib("sweep", "table-1", "--out", tmp_path, "--threads", 1, "--dry-run")
     said = dict(line.split(": ", 1) for line in text.splitlines()[:-1])
@@ -193,7 +193,7 @@ NUMBERS = ("ours", "last_three", "ours_gap", "last_three_gap")
 def test_report_in_an_ascii_locale(form):
     ascii_only = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     command = [sys.executable, "-m", "cnlib.cli", "report", "--table", "french_table_2", "--format", form]
-    done = subprocess.run(command, env=os.environ | ascii_only, capture_output=True, text=True)
+    done = subprocess.run(command, env=os.environ | ascii_only, capture_output=True, encoding="utf-8")
     assert done.returncode == 0 and "cifar100 CN+" in done.stdout, done.stderr
     assert form != "csv" or done.stdout.isascii()
 
