@@ -13,10 +13,13 @@ from typing import Any
 import typer
 
 MOST_SEEDS, MOST_THREADS = 100, 1024
-# of fields of a configuration: beyond, no machine has the memory, or no first line is printed in a lifetime
+# of fields of a configuration: beyond, a machine lacks the memory, float32 the range, or nothing is printed for days
 MOST: dict[str, float] = {
     "num_contexts": 1000,
     "width": 16,
+    "lr": 1e6,
+    "weight_decay": 1e6,
+    "momentum": 1e6,
     "epochs": 10**6,
     "batch_size": 2**16,
     "crop": 64,
@@ -92,7 +95,7 @@ def check_size(config: Any) -> None:
         if (value := getattr(config, name)) is not None and value > most:
             raise ValueError(f"{name}={str(value)[:80]}: expected at most {most:,}")
     images = config.train_size
-    if images is not None and config.num_contexts > images:
+    if images is not None and config.contexts != "none" and config.num_contexts > images:
         raise ValueError(f"num_contexts={config.num_contexts}: expected at most the {images} images of train_size")
 
 

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from cnlib.__main__ import INTERRUPTED, main
+
+if __name__ == "__main__":
+    main()  # first: the rest takes long to import, and Ctrl-C is to show no traceback of that
+
 import subprocess
 import sys
 from collections import Counter
@@ -12,7 +17,6 @@ from typing import Annotated, Any
 
 import typer
 
-from cnlib.__main__ import INTERRUPTED, main
 from cnlib.arguments import (
     MOST_SEEDS,
     MOST_THREADS,
@@ -233,7 +237,3 @@ def bench(
     part = ["--only"] if given and not given[0].startswith("-") else []
     command = [sys.executable, "-m", "studies", *part, *(given or [])]
     raise typer.Exit(subprocess.run(command, cwd=root, check=False).returncode)
-
-
-if __name__ == "__main__":
-    main()
