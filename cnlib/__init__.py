@@ -4,23 +4,24 @@ Importing the package needs numpy and torch only.
 """
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from cnlib import functional
-from cnlib.norm import (
-    BatchNorm,
-    ContextNorm,
-    GroupNorm,
-    InstanceNorm,
-    LayerNorm,
-    MixtureNorm,
-    RMSNorm,
-    convert,
-    frozen,
-    reestimate,
-    synchronize,
-    use_context,
-)
+if TYPE_CHECKING:
+    from cnlib import functional
+    from cnlib.norm import (
+        BatchNorm,
+        ContextNorm,
+        GroupNorm,
+        InstanceNorm,
+        LayerNorm,
+        MixtureNorm,
+        RMSNorm,
+        convert,
+        frozen,
+        reestimate,
+        synchronize,
+        use_context,
+    )
 
 __version__ = "0.1.0"
 
@@ -45,9 +46,11 @@ _LATER = (
     "contexts",
     "data",
     "experiments",
+    "functional",
     "lab",
     "mixture",
     "models",
+    "norm",
     "plots",
     "results",
     "sweeps",
@@ -57,9 +60,11 @@ _LATER = (
 
 
 def __getattr__(name: str) -> Any:
-    """Submodules, and what needs them, load on first use: the layers alone import in no time."""
+    """All loads on first use, torch too: the layers alone import in no time, and the command line answers at once."""
     if name == "GaussianMixture":
         return import_module("cnlib.mixture").GaussianMixture
     if name in _LATER:
         return import_module(f"cnlib.{name}")
+    if name in __all__:
+        return getattr(import_module("cnlib.norm"), name)
     raise AttributeError(f"module 'cnlib' has no attribute {name!r}")

@@ -2,19 +2,32 @@
 
 from __future__ import annotations
 
-import ast
-import re
+from cnlib.__main__ import INTERRUPTED, main
+
+if __name__ == "__main__":
+    main()  # first: the rest takes long to import, and Ctrl-C is to show no traceback of that
+
 import subprocess
 import sys
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import fields
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from cnlib.arguments import (
+    MOST_SEEDS,
+    MOST_THREADS,
+    change,
+    check_dataset,
+    check_size,
+    duration,
+    explained,
+    folder,
+    slots,
+)
 from cnlib.data.command import FAILED, data_app, data_names
 
 HELP = """Batch, mixture and context normalization: rerun the published experiments, and compare.
@@ -22,7 +35,7 @@ HELP = """Batch, mixture and context normalization: rerun the published experime
 Exit codes: 0 done; 1 something failed (a run, a check, a download); 2 wrong usage; 3 stopped in time, runs are left for
 the next call; 130 interrupted. Whatever was finished is kept: the same command goes on from there.
 """
-UNFINISHED, INTERRUPTED = 3, 130
+UNFINISHED = 3
 DEVICES = ("cpu", "cuda", "mps")
 
 app = typer.Typer(
@@ -30,31 +43,6 @@ app = typer.Typer(
 )
 app.add_typer(data_app, name="data")
 Format = StrEnum("Format", ["text", "markdown", "csv"])
-
-
-def duration(text: str) -> float:
-    """Minutes in "8min", "90s", "1h30min"."""
-    match = re.fullmatch(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)min)?(?:(\d+(?:\.\d+)?)s)?", text.strip())
-    if not match or not text.strip():
-        raise typer.BadParameter(f"{text!r}: expected a time such as 90s, 8min or 1h30min")
-    hours, minutes, seconds = (float(part or 0) for part in match.groups())
-    return 60 * hours + minutes + seconds / 60
-
-
-def change(text: str) -> tuple[str, Any]:
-    """("epochs", 3) from "epochs=3"."""
-    from cnlib.training import Config
-
-    name, sign, value = text.partition("=")
-    if not sign or name not in {field.name for field in fields(Config)}:
-        known = ", ".join(field.name for field in fields(Config))
-        raise typer.BadParameter(f"{text!r}: expected FIELD=VALUE with a field of the configuration: {known}")
-    if name == "placement":
-        return name, tuple(value.split(","))
-    try:
-        return name, ast.literal_eval(value)
-    except (ValueError, SyntaxError):
-        return name, value
 
 
 def sweep_names() -> list[str]:
@@ -74,14 +62,21 @@ Profile = Annotated[
     typer.Option(help="sizes: smoke (seconds), book (digits), reduced (CPU), narrow (quarter of the width), paper"),
 ]
 Device = Annotated[str, typer.Option(help="cpu, cuda or mps")]
-Threads = Annotated[int, typer.Option(min=1, help="of the CPU, for each process; sums depend on it in the last bit")]
+Threads = Annotated[
+    int,
+    typer.Option(min=1, max=MOST_THREADS, help="of the CPU, for each process; sums depend on it in the last bit"),
+]
 Out = Annotated[
     Path | None,
-    typer.Option(file_okay=False, help="folder of the records; default runs/EXPERIMENT", show_default=False),
+    typer.Option(parser=folder, metavar="FOLDER", help="of the records; default runs/EXPERIMENT", show_default=False),
 ]
 Until = Annotated[
     float | None,
-    typer.Option(parser=duration, metavar="TIME", help="stop in time, at the end of an epoch: 90s, 8min, 2h"),
+    typer.Option(
+        parser=duration,
+        metavar="TIME",
+        help="stop in time, at the end of an epoch: 90s, 8min, 2h. In less than an epoch takes nothing gets on",
+    ),
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="print what would run, and for how long, and do nothing")]
 
@@ -120,14 +115,16 @@ def run(
 
     if name not in EXPERIMENTS:
         raise typer.BadParameter(f"{name!r}: expected one of {', '.join(EXPERIMENTS)}", param_hint="NAME")
-    slots = None if placement is None else tuple(placement.split(","))
-    options: dict[str, Any] = {"dataset": dataset, "lr": lr, "weight_decay": weight_decay, "placement": slots}
-    given = {key: value for key, value in options.items() if value is not None} | dict(map(change, changes or []))
-    try:
-        config = EXPERIMENTS[name].config(method, seed, profile, **given)
+    places = None if placement is None else slots(placement)
+    options: dict[str, Any] = {"dataset": dataset, "lr": lr, "weight_decay": weight_decay, "placement": places}
+    given = [(key, value) for key, value in options.items() if value is not None] + list(map(change, changes or []))
+    if twice := [key for key, count in Counter(key for key, _ in given).items() if count > 1]:
+        raise typer.BadParameter(f"{', '.join(twice)} is given twice: expected one value")
+    with explained():
+        config = EXPERIMENTS[name].config(method, seed, profile, **dict(given))
         check(config, TASKS)
-    except (TypeError, ValueError) as error:
-        raise typer.BadParameter(str(error)) from error
+        check_size(config)
+        check_dataset(config.dataset)
     _run({EXPERIMENTS[name].record_name(config): config}, out or Path("runs", name), device, threads, until, dry_run)
 
 
@@ -135,7 +132,9 @@ def run(
 def sweep(
     table: Annotated[str, typer.Argument(help="the sweep, e.g. table-v", autocompletion=sweep_names)],
     profile: Profile = "smoke",
-    seeds: Annotated[int | None, typer.Option(min=1, help="how many; by default the profile's own number")] = None,
+    seeds: Annotated[
+        int | None, typer.Option(min=1, max=MOST_SEEDS, help="how many; by default the profile's own number")
+    ] = None,
     only: Annotated[str, typer.Option(help="pattern of record names, e.g. '*cifar100*'")] = "*",
     device: Device = "cpu",
     threads: Threads = 2,
@@ -152,11 +151,9 @@ def sweep(
     """
     from cnlib.experiments import find_sweep
 
-    try:
+    with explained():
         experiment = find_sweep(table)
         configs = experiment.configs(table, profile, seeds, only)
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from error
     if not configs:
         known = ", ".join(dict.fromkeys(name for grid in experiment.sweeps[table] for name in grid.profiles))
         rest = f"; it has cells at {known}" if known else ": see --dry-run without it"
@@ -174,13 +171,13 @@ def _run(configs: Mapping[str, Any], out: Path, device: str, threads: int, until
         raise typer.BadParameter(f"{device!r}: expected one of {', '.join(DEVICES)}", param_hint="--device")
     try:
         torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
+    except Exception as error:  # AssertionError, RuntimeError and more, by the kind of device
+        reason = (str(error) or type(error).__name__).splitlines()[0]
         raise typer.BadParameter(f"{device!r} cannot be used here: {reason}", param_hint="--device") from error
     torch.set_num_threads(threads)
     if dry_run:
-        for line in sweeps.preview(configs, out, device):
-            typer.echo(line, err=line.startswith("error: "))
+        for text in sweeps.preview(configs, out, device):
+            typer.echo(text, nl=False)
         return
     try:
         results = sweeps.sweep(configs, out, device=device, minutes=until)
@@ -197,25 +194,25 @@ def _run(configs: Mapping[str, Any], out: Path, device: str, threads: int, until
 @app.command()
 def report(
     records: Annotated[
-        list[Path] | None, typer.Option(help="folder of your own records; repeat. Default: those in the package")
+        list[Path] | None,
+        typer.Option(parser=folder, metavar="FOLDER", help="of your own records; repeat. Default: the package's"),
     ] = None,
     table: Annotated[str | None, typer.Option(help="one published table, e.g. icdm_table_5")] = None,
     form: Annotated[Format, typer.Option("--format", help="for a terminal, a page, or a program")] = Format.text,
 ) -> None:
     """Every published number beside ours: mean, 95 % interval over seeds, verdict, and the command that reruns it."""
-    from cnlib import results
+    with explained():
+        from cnlib import results
 
-    try:
         runs = [run for folder in records for run in results.load(folder)] if records else None
         cells = results.reproduction(runs, None if table is None else [table])
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from error
-    if form is Format.csv:
-        typer.echo(results.to_numbers(cells).to_csv(index=False), nl=False)
-    elif form is Format.markdown:
-        typer.echo(results.to_text(cells).to_markdown(index=False))
-    else:
-        typer.echo(results.to_text(cells).to_string(index=False))
+        if form is Format.csv:
+            text = results.to_numbers(cells).to_csv(index=False)
+        elif form is Format.markdown:
+            text = results.to_text(cells).to_markdown(index=False) + "\n"
+        else:
+            text = results.to_text(cells).to_string(index=False) + "\n"
+    typer.echo(text, nl=False)
     typer.echo(", ".join(f"{n} {verdict}" for verdict, n in Counter(cell.verdict for cell in cells).items()), err=True)
 
 
@@ -240,7 +237,3 @@ def bench(
     part = ["--only"] if given and not given[0].startswith("-") else []
     command = [sys.executable, "-m", "studies", *part, *(given or [])]
     raise typer.Exit(subprocess.run(command, cwd=root, check=False).returncode)
-
-
-if __name__ == "__main__":
-    app()

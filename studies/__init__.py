@@ -1,5 +1,1 @@
 """Speed and memory, side by side with peers in one run. The tests run it in small and time nothing."""
-
-from studies.command import main
-
-__all__ = ["main"]

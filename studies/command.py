@@ -7,6 +7,9 @@
 Records go to studies/out/; ``--record`` puts them into the package instead, where the book reads them.
 """
 
+from __future__ import annotations
+
+import math
 import os
 import platform
 import subprocess
@@ -14,15 +17,14 @@ import sys
 from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # before torch: its profiler logs each start and stop
 
-import torch
 import typer
 
-from cnlib.training.allocator import keep_freed_memory
-from cnlib.training.records import provenance, write_lines
+if TYPE_CHECKING:
+    import torch
 
 HERE = Path(__file__).parent
 PACKAGE = HERE.parent / "cnlib" / "records" / "benchmarks"
@@ -38,36 +40,76 @@ class Part(StrEnum):
     all = "all"
 
 
+def seconds(text: str) -> float:
+    """A budget: above 0, at most an hour."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value <= 3600:
+        raise typer.BadParameter(f"{text!r}: expected seconds above 0, at most 3600")
+    return value
+
+
 def main(
     only: Annotated[Part, typer.Option(help="one part instead of all")] = Part.all,
-    budget: Annotated[float, typer.Option(help="layers: seconds of timing for each layer and shape")] = 1.0,
-    repeats: Annotated[int, typer.Option(help="mixture, train, cost: alternating runs, or epochs, of each")] = 5,
+    budget: Annotated[
+        float, typer.Option(parser=seconds, metavar="SECONDS", help="layers: of timing for each layer and shape")
+    ] = 1.0,
+    repeats: Annotated[
+        int, typer.Option(min=1, max=1000, help="mixture, train, cost: alternating runs, or epochs, of each")
+    ] = 5,
     device: Annotated[str, typer.Option(help="cpu or cuda; the mixture is measured on the CPU")] = "cpu",
     record: Annotated[bool, typer.Option(help="write into the package, for the book")] = False,
 ) -> None:
     """Every layer, the mixture, the training loop and a training run, each beside its peers in one run."""
+    at = _device("cpu" if only == Part.mixture else device)
     parts = [part for part in Part if part != Part.all] if only == Part.all else [only]
     given = ["--budget", str(budget), "--repeats", str(repeats), "--device", device, *["--record"] * record]
     if len(parts) > 1:  # a process each: what one leaves behind in memory is not in the next one's numbers
         failed = [part for part in parts if _measure_elsewhere(["--only", part, *given])]
         raise typer.Exit(1 if failed else 0)
+
+    import torch
+
+    from cnlib.training.allocator import keep_freed_memory
+    from cnlib.training.records import provenance, write_lines
+
     if only in (Part.layers, Part.mixture, Part.cost):
         # otherwise what is measured, for every layer alike, is mostly the system clearing fresh pages
         keep_freed_memory()
-    at = torch.device("cpu" if only == Part.mixture else device)
     run: dict[Part, Callable[[], tuple[str, list[dict[str, Any]]]]] = {
         Part.layers: lambda: ("layer", _layers(budget, at)),
         Part.mixture: lambda: ("mixture", _mixture(repeats)),
         Part.train: lambda: ("train", _training().run_throughput(repeats, at)),
         Part.cost: lambda: ("cost", _training().run_cost(repeats, at)),
     }
-    kind, rows = run[only]()
+    try:
+        kind, rows = run[only]()
+    except (ImportError, OSError) as error:  # a package or data that are not here
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(1) from error
     data = rows[0].get("data", "synthetic")
-    header = {"type": "header", "provenance": provenance(at, data), "load": os.getloadavg()[0]}
+    # not on Windows
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+    header = {"type": "header", "provenance": provenance(at, data), "load": load}
     name = f"cpu-{platform.machine()}-{torch.get_num_threads()}-threads" if at.type == "cpu" else _slug(at)
     path = (PACKAGE if record else HERE / "out") / f"{name}-{only}.jsonl"
     write_lines(path, [header, *({"type": kind, **row} for row in rows)])
     print(f"recorded in {path.relative_to(HERE.parent)}")
+
+
+def _device(name: str) -> torch.device:
+    """cpu or cuda, where it can be used."""
+    import torch
+
+    try:
+        if name.partition(":")[0] not in ("cpu", "cuda"):
+            raise ValueError("expected cpu or cuda")
+        return torch.zeros(1, device=name).device
+    except Exception as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise typer.BadParameter(f"{name!r} cannot be used here: {reason}", param_hint="--device") from error
 
 
 def _measure_elsewhere(arguments: list[str]) -> int:

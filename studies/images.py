@@ -255,19 +255,23 @@ def analyse(source: ImageData, profile: str) -> tuple[list[Row], dict[str, np.nd
 def main() -> None:
     import typer
 
+    from cnlib.arguments import MOST_THREADS, explained, folder
+
     def command(
-        out: Annotated[Path, typer.Option(help="folder of the record, one file a data set")],
+        out: Annotated[Path, typer.Option(parser=folder, metavar="FOLDER", help="of the record, one file a data set")],
         dataset: Annotated[str, typer.Option(help="cifar10, cifar100, or another that cnlib.data loads")] = "cifar10",
         profile: Annotated[str, typer.Option(help="sizes: " + ", ".join(PROFILES))] = "reduced",
-        threads: Annotated[int, typer.Option(help="of the CPU")] = 1,
+        threads: Annotated[int, typer.Option(min=1, max=MOST_THREADS, help="of the CPU")] = 1,
     ) -> None:
         """Describe the mixtures of a data set's images, and record what chapter 8 draws."""
         if profile not in PROFILES:
             raise typer.BadParameter(f"{profile!r}: expected one of {', '.join(PROFILES)}", param_hint="--profile")
+        with explained():
+            source = data.load(dataset)
         torch.set_num_threads(threads)
         # recorded: iterations
         warnings.filterwarnings("ignore", message="EM did not reach")
-        lines, arrays = analyse(data.load(dataset), profile)
+        lines, arrays = analyse(source, profile)
         write_lines(out / f"{dataset}.jsonl", lines)
         write_npz(out / f"{dataset}.npz", {"kind": "mixtures", "data": lines[0]["provenance"]["data"]}, arrays)
 

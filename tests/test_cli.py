@@ -17,7 +17,7 @@ import pytest
 pytest.importorskip("typer")
 from typer.testing import CliRunner
 
-from cnlib import cli, data, results
+from cnlib import cli, data, results, sweeps
 from cnlib.experiments import EXPERIMENTS
 from cnlib.training import read, train
 
@@ -98,6 +98,18 @@ def test_dry_run_names_and_times_the_cells_and_writes_nothing(tmp_path):
     assert sorted(tmp_path.iterdir()) == before
 
 
+def test_dry_run_names_a_cell_before_it_times_it(tmp_path, monkeypatch):
+    def fails(*_):
+        raise ZeroDivisionError("no images")
+
+    monkeypatch.setattr(sweeps.preview.__globals__["data"], "load", fails)
+    pieces = sweeps.preview(EXPERIMENTS["convnet"].configs("table-1", "smoke"), tmp_path)
+    first = EXPERIMENTS["convnet"].record_name(EXPERIMENTS["convnet"].config("bn", profile="smoke"))
+    assert next(pieces) == f"{first}: ", "printed before anything is loaded"
+    text = "".join(pieces)
+    assert text.startswith("cannot be timed: ZeroDivisionError: no images\n") and text.count("no images") == 1
+
+
 def test_dry_run_without_the_data_says_so_once(tmp_path, monkeypatch):
     monkeypatch.setenv("CNLIB_DATA", str(tmp_path / "nowhere"))
     monkeypatch.setattr(data, "SOURCES", {})
@@ -113,7 +125,7 @@ def test_dry_run_says_what_would_fail(tmp_path):
     configs = EXPERIMENTS["convnet"].configs("table-1", "smoke")
     bn, cn, one = (next(n for n, c in configs.items() if c.method == method) for method in ("bn", "cn", "cn-one"))
     train(replace(configs[bn], epochs=1), tmp_path / f"{bn}.jsonl")
-    (tmp_path / f"{cn}.jsonl").write_text("[1, 2]\n")
+    (tmp_path / f"{cn}.jsonl").write_text("[1, 2]\n", encoding="utf-8")
     (tmp_path / f"{one}.jsonl").touch()
     text = cnlib("sweep", "table-1", "--out", tmp_path, "--threads", 1, "--dry-run")
     said = dict(line.split(": ", 1) for line in text.splitlines()[:-1])
@@ -131,7 +143,7 @@ def test_sweep_stops_in_time_and_goes_on(tmp_path):
 def test_ctrl_c_keeps_what_was_finished(tmp_path):
     if sys.platform == "win32":
         pytest.skip("no SIGINT there")
-    command = [sys.executable, "-m", "cnlib.cli", "run", "convnet", "--norm", "bn", "--profile", "book"]
+    command = [sys.executable, "-m", "cnlib", "run", "convnet", "--norm", "bn", "--profile", "book"]
     command += ["--set", "epochs=400", "--out", str(tmp_path), "--threads", "1"]
     # a shell's background job ignores SIGINT, and so would its children
     restore = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
@@ -147,6 +159,33 @@ def test_ctrl_c_keeps_what_was_finished(tmp_path):
     assert run.status == "unfinished" and len(run.epochs["epoch"]) >= 1
 
 
+STOPS = """
+import os, signal
+try:
+    os.kill(os.getpid(), signal.SIGINT)
+    sum(range(1000))
+except BaseException as error:
+    raise ImportError("swallowed") from error
+"""
+
+
+@pytest.mark.parametrize("package", ["typer", "torch", "numpy", "pandas", "sklearn"])
+@pytest.mark.parametrize("module", ["cnlib", "studies"])
+def test_ctrl_c_while_packages_load_shows_no_traceback(module, package, tmp_path):
+    if sys.platform == "win32":
+        pytest.skip("no SIGINT there")
+    commands = {"pandas": "report", "sklearn": "data fetch digits", "studies": "--only layers"}
+    command = commands.get(package if module == "cnlib" else module, "run convnet --norm bn")
+    if module == "studies" and package in ("pandas", "sklearn"):
+        pytest.skip("not imported")
+    (tmp_path / f"{package}.py").write_text(STOPS, encoding="utf-8")
+    path = os.pathsep.join([str(tmp_path), str(Path(cli.__file__).parents[1])])
+    restore = partial(signal.signal, signal.SIGINT, signal.default_int_handler)
+    pipes = {"cwd": tmp_path, "env": os.environ | {"PYTHONPATH": path}, "capture_output": True, "text": True}
+    done = subprocess.run([sys.executable, "-m", module, *command.split()], preexec_fn=restore, **pipes)
+    assert (done.returncode, done.stderr) == (130, "interrupted\n")
+
+
 NUMBERS = ("ours", "last_three", "ours_gap", "last_three_gap")
 
 
@@ -154,7 +193,7 @@ NUMBERS = ("ours", "last_three", "ours_gap", "last_three_gap")
 def test_report_in_an_ascii_locale(form):
     ascii_only = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     command = [sys.executable, "-m", "cnlib.cli", "report", "--table", "french_table_2", "--format", form]
-    done = subprocess.run(command, env=os.environ | ascii_only, capture_output=True, text=True)
+    done = subprocess.run(command, env=os.environ | ascii_only, capture_output=True, encoding="utf-8")
     assert done.returncode == 0 and "cifar100 CN+" in done.stdout, done.stderr
     assert form != "csv" or done.stdout.isascii()
 

@@ -29,7 +29,7 @@ def normalize(address: str) -> str | None:
 def _remote(root: Path) -> str:
     command = ["git", "-C", str(root), "remote", "get-url", "origin"]
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=False).stdout
+        return subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", check=False).stdout
     except FileNotFoundError:  # a downloaded archive on a machine without git
         return ""
 

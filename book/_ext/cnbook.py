@@ -5,11 +5,14 @@ import os
 import platform
 import re
 import shutil
+import subprocess
+import sys
 from importlib import metadata, resources
 from pathlib import Path
 from typing import Any
 
 from address import resolve
+from jupyter_cache import get_cache
 from layers import NormLayers
 from setup_cell import stamp
 from sphinx.application import Sphinx
@@ -37,11 +40,33 @@ def execution_key(root: Path = ROOT) -> str:
 def configure(app: Sphinx, config: Config) -> None:
     # jupyter-cache compares code cells only, so an edit in cnlib/ needs a cache of its own
     config.nb_execution_cache_path = str(Path(app.outdir).parent / ".jupyter_cache" / execution_key())
+    forget_stderr(Path(config.nb_execution_cache_path))
+    own_matplotlib(Path(app.outdir).parent / ".matplotlib")
     config.mathjax_path = f"mathjax/{MATHJAX}"
     config.cnbook_address = resolve()
     if config.cnbook_address is None:
         # not a warning: a clone without a remote must build
         log.info("cnbook: no repository address known; set it with make address REPO=https://host/owner/name")
+
+
+def forget_stderr(cache: Path) -> None:
+    """Take out of the cache what was executed with a message on stderr: it may not have been the chapter's, and a build
+    that it failed must not fail for it again."""
+    if not cache.is_dir():
+        return
+    executed = get_cache(str(cache))
+    for record in executed.list_cache_records():
+        cells = executed.get_cache_bundle(record.pk).nb.cells
+        if any(output.get("name") == "stderr" for cell in cells for output in cell.get("outputs", ())):
+            executed.remove_cache(record.pk)
+
+
+def own_matplotlib(folder: Path) -> None:
+    """Give the chapters a folder of matplotlib's own, its list of fonts made: what it says while it makes that, or
+    where it cannot write, would stand in a cell; and nobody's matplotlibrc changes a figure."""
+    os.environ["MPLCONFIGDIR"] = str(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    subprocess.run([sys.executable, "-c", "import matplotlib.font_manager"], capture_output=True, check=False)
 
 
 def copy_mathjax(app: Sphinx) -> None:

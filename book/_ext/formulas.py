@@ -35,7 +35,7 @@ class Formula:
 
 def read(notebook: Path) -> Iterator[Formula]:
     """The numbered formulas of a chapter, in order; ValueError where one lacks its source, code or test."""
-    for cell in json.loads(notebook.read_text())["cells"]:
+    for cell in json.loads(notebook.read_text(encoding="utf-8"))["cells"]:
         if cell["cell_type"] != "markdown":
             continue
         about = dict(cell["metadata"].get("formulas", {}))
@@ -51,7 +51,7 @@ def read(notebook: Path) -> Iterator[Formula]:
 
 
 def title(notebook: Path) -> str:
-    return "".join(json.loads(notebook.read_text())["cells"][0]["source"]).splitlines()[0].lstrip("# ")
+    return "".join(json.loads(notebook.read_text(encoding="utf-8"))["cells"][0]["source"]).splitlines()[0].lstrip("# ")
 
 
 def find(code: str) -> Any:
@@ -75,8 +75,8 @@ def test_exists(test: str, root: Path = ROOT) -> bool:
     if not file.is_file():
         return False
     if file.suffix == ".ipynb":
-        return any(cell["id"] == name for cell in json.loads(file.read_text())["cells"])
-    text = file.read_text()
+        return any(cell["id"] == name for cell in json.loads(file.read_text(encoding="utf-8"))["cells"])
+    text = file.read_text(encoding="utf-8")
     return all(re.search(rf"^\s*(def|class) {re.escape(part)}\b", text, re.M) for part in name.split("::"))
 
 

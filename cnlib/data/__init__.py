@@ -8,9 +8,9 @@ own name. ``digits`` needs neither folder nor network. ``cifar100+mnist`` is bot
 from cnlib.data.blend import load_blend
 from cnlib.data.images import ImageData
 from cnlib.data.sources import EMBEDDED, SOURCES
-from cnlib.data.store import folder_of, read_folder, root, verify_folder, write_folder
+from cnlib.data.store import check_writable, folder_of, read_folder, root, verify_folder, write_folder
 
-__all__ = ["EMBEDDED", "SOURCES", "ImageData", "load", "names", "root", "verify", "write_folder"]
+__all__ = ["EMBEDDED", "SOURCES", "ImageData", "folder_of", "load", "names", "root", "verify", "write_folder"]
 
 
 def load(name: str) -> ImageData:
@@ -21,7 +21,8 @@ def load(name: str) -> ImageData:
     A blend brings images to one shape, shares labels where the class names are equal (a folder without classes.json has
     the numbers as names) and says in its domains which set an image comes from.
     Raises ValueError for an unknown name or a damaged folder, ImportError where the tool that would fetch it is
-    missing, ConnectionError when it is neither on disk nor to be had from the network.
+    missing, ConnectionError when it is neither on disk nor to be had from the network, another OSError where it cannot
+    be written: that is found out before the download.
     """
     if name in EMBEDDED:
         return EMBEDDED[name]()
@@ -36,8 +37,14 @@ def load(name: str) -> ImageData:
                 f"no data set {name!r}: expected one of {known}, several joined with +, or a folder {folder} with "
                 "train_images.npy, train_labels.npy, test_images.npy, test_labels.npy"
             )
+        check_writable(folder, name)
         arrays, classes = source.fetch(name, folder)
-        write_folder(folder, arrays, source.classes or classes)
+        try:
+            write_folder(folder, arrays, source.classes or classes)
+        except OSError as error:
+            raise OSError(
+                f"{name} could not be written to {folder} ({error}): make room, or set CNLIB_DATA to another folder"
+            ) from error
     if source is None:
         return read_folder(folder, name)
     return read_folder(folder, name, source.classes, source.shape, source.count)

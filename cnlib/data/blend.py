@@ -8,8 +8,6 @@ from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
-import torch
-from torch.nn import functional as F
 
 from cnlib.data.images import ImageData
 
@@ -88,6 +86,9 @@ def enlarged(images: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Images (N, H, W, C) uint8 at another height and width: bilinear between pixel centers, rounded."""
     if images.shape[1:3] == size:
         return images
+    import torch  # here: the rest of cnlib.data, and so the command line, loads in no time without it
+    from torch.nn import functional as F
+
     x = torch.from_numpy(images.astype(np.float32)).permute(0, 3, 1, 2)  # (N, C, H, W)
     x = F.interpolate(x, size=size, mode="bilinear", align_corners=False)
     return x.round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).numpy()

@@ -7,14 +7,18 @@ from typing import Annotated
 
 import typer
 
-FAILED = 1
+FAILED, WRONG = 1, 2
 data_app = typer.Typer(help="Data sets: what there is, fetch one, check its files.", no_args_is_help=True)
 
 
 def data_names() -> list[str]:
+    """For the shell to complete; nothing where there is no folder to look into."""
     from cnlib import data
 
-    return data.names()
+    try:
+        return data.names()
+    except (OSError, ValueError):
+        return []
 
 
 @data_app.command("list")
@@ -23,11 +27,13 @@ def list_data() -> None:
     from cnlib import data
 
     try:
-        typer.echo(f"in {data.root()} (set CNLIB_DATA for another place)")
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from error
-    for name in data.names():
-        here = name in data.EMBEDDED or (data.root() / name).is_dir()
+        root, names = data.root(), data.names()
+    except (OSError, ValueError) as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(WRONG) from error
+    typer.echo(f"in {root} (set CNLIB_DATA for another place)")
+    for name in names:
+        here = name in data.EMBEDDED or (root / name).is_dir()
         typer.echo(f"{name:<20}{'here' if here else 'to be fetched'}")
 
 

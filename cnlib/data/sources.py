@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import socket
 import tempfile
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -16,6 +18,7 @@ from cnlib.data.images import ImageData
 
 Fetched = tuple[dict[str, np.ndarray], tuple[str, ...]]
 TEN = tuple("0123456789")
+SILENCE = 30.0  # seconds
 
 
 @dataclass(frozen=True)
@@ -33,11 +36,8 @@ def torchvision_sets(dataset: str, splits: tuple[dict[str, Any], dict[str, Any]]
 
     def fetch(name: str, folder: Path) -> Fetched:
         datasets = _torchvision(name, folder).datasets
-        with tempfile.TemporaryDirectory() as scratch:
-            try:
-                train, test = (getattr(datasets, dataset)(scratch, download=True, **split) for split in splits)
-            except (OSError, RuntimeError) as error:
-                raise _unreachable(name, folder, error) from error
+        with downloading(name, folder) as scratch:
+            train, test = (getattr(datasets, dataset)(scratch, download=True, **split) for split in splits)
             arrays = {}
             for key, part in (("train", train), ("test", test)):
                 images = np.asarray(part.data)
@@ -58,11 +58,8 @@ TINY_IMAGENET_MD5 = "90528d7ca1a48142e341f4ef8d21d0de"
 def tiny_imagenet(name: str, folder: Path) -> Fetched:
     """Tiny ImageNet from its home page. Its test labels are not public: the validation set is our test set."""
     utils = _torchvision(name, folder).datasets.utils
-    with tempfile.TemporaryDirectory() as scratch:
-        try:
-            utils.download_url(TINY_IMAGENET, scratch, "tiny.zip", TINY_IMAGENET_MD5)
-        except (OSError, RuntimeError) as error:
-            raise _unreachable(name, folder, error) from error
+    with downloading(name, folder) as scratch:
+        utils.download_url(TINY_IMAGENET, scratch, "tiny.zip", TINY_IMAGENET_MD5)
         with zipfile.ZipFile(Path(scratch) / "tiny.zip") as archive:
             return read_tiny_imagenet(archive)
 
@@ -91,19 +88,39 @@ def _torchvision(name: str, folder: Path) -> Any:
     try:
         import torchvision
     except ImportError as error:
-        raise ImportError(
-            f"{name} is not in {folder}, and downloading it needs torchvision, which is not installed: "
-            "install torchvision, or put the four arrays there (see cnlib.data)"
-        ) from error
+        raise _lacking("torchvision", name, folder) from error
     return torchvision
 
 
-def _unreachable(name: str, folder: Path, error: Exception) -> ConnectionError:
-    return ConnectionError(
-        f"{name} is not in {folder} and could not be downloaded ({error}). Either connect and try again, or copy "
-        f"train_images.npy, train_labels.npy, test_images.npy and test_labels.npy from another machine into {folder} "
-        "(CNLIB_DATA names its parent)"
+def _lacking(package: str, name: str, folder: Path) -> ImportError:
+    return ImportError(
+        f"{name} is not in {folder}, and downloading it needs {package}, which is not installed: "
+        f"install {package}, or put the four arrays there (see cnlib.data)"
     )
+
+
+@contextmanager
+def downloading(name: str, folder: Path) -> Iterator[str]:
+    """A scratch folder for a download; whatever goes wrong with that ends in the error that names both ways out.
+
+    Within, a connection on which nothing comes for `SILENCE` seconds counts as broken.
+    """
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(SILENCE)  # torchvision passes none on
+    try:
+        with tempfile.TemporaryDirectory(prefix=f".{name}.", suffix=".tmp", dir=folder.parent) as scratch:
+            yield scratch
+    except ImportError as error:  # scipy for SVHN
+        raise _lacking(error.name or str(error), name, folder) from error
+    except Exception as error:  # OSError, RuntimeError of a wrong sum, http.client's own, a page in place of an archive
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise ConnectionError(
+            f"{name} is not in {folder} and could not be downloaded ({reason}). Either connect and try again, or copy "
+            f"train_images.npy, train_labels.npy, test_images.npy and test_labels.npy from another machine into "
+            f"{folder} (CNLIB_DATA names its parent)"
+        ) from error
+    finally:
+        socket.setdefaulttimeout(before)
 
 
 @lru_cache(maxsize=1)

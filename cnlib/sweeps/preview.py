@@ -12,38 +12,41 @@ from cnlib.training import Config
 
 
 def preview(configs: Mapping[str, Config], out: Path, device: str = "cpu") -> Iterator[str]:
-    """A line for each run of a sweep, and one for all; "error: ..." where something keeps runs from being timed, once.
+    """A line for each run of a sweep, in pieces as they are known, and one for all.
+
+    Each reason why runs cannot be timed is given once.
 
     Runs that differ in seed and rates alone take equally long: one of them is timed.
     """
     load, known, printed = remembering(data.load), dict[Config, float | None](), set[str]()
     total, unknown = 0.0, 0
     for name, config in configs.items():
+        yield f"{name}: "
         try:
             if recorded(config, out / f"{name}.jsonl"):
-                yield f"{name}: recorded"
+                yield "recorded\n"
                 continue
         except EXPLAINED as error:
-            yield f"{name}: would fail: {error}"
+            yield f"would fail: {error}\n"
             continue
-        kind = replace(config, seed=0, lr=1.0, weight_decay=0.0)
+        kind, reason = replace(config, seed=0, lr=1.0, weight_decay=0.0), "as above"
         if kind not in known:
             try:
                 known[kind] = estimate(config, device, load(config.dataset))
-            except EXPLAINED as error:
+            except Exception as error:  # nobody asked for this training: its tracebacks come with the run
                 known[kind] = None
-                if str(error) not in printed:
-                    yield f"error: {error}"
-                printed.add(str(error))
+                text = str(error) if isinstance(error, EXPLAINED) else f"{type(error).__name__}: {error}"
+                reason = "as above" if text in printed else text
+                printed.add(text)
         seconds = known[kind]
         if seconds is None:
             unknown += 1
-            yield f"{name}: cannot be timed, see above"
+            yield f"cannot be timed: {reason}\n"
         else:
             total += seconds
-            yield f"{name}: about {clock(seconds)}"
+            yield f"about {clock(seconds)}\n"
     rest = f", {unknown} runs that cannot be timed" if unknown else ""
-    yield f"in all about {clock(total)} on {device}, without the mixture fits{rest}; records would go to {out}"
+    yield f"in all about {clock(total)} on {device}, without the mixture fits{rest}; records would go to {out}\n"
 
 
 def clock(seconds: float) -> str:

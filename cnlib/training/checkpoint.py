@@ -63,7 +63,7 @@ def locked(record: Path) -> Iterator[None]:
     record.parent.mkdir(parents=True, exist_ok=True)
     path = record.with_suffix(".lock")
     while True:
-        with open(path, "w") as file:
+        with open(path, "w", encoding="utf-8") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:

@@ -183,7 +183,7 @@ def _device_name(device: torch.device) -> str:
         return torch.cuda.get_device_name(device)
     if device.type == "cpu":
         with suppress(OSError):
-            for line in Path("/proc/cpuinfo").read_text().splitlines():
+            for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
                 if line.startswith("model name"):
                     return f"cpu: {line.split(':', 1)[1].strip()}"
     return f"{device.type}: {platform.machine()}"
@@ -199,7 +199,7 @@ def _commit() -> str | None:
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(package), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+        return subprocess.run(command, capture_output=True, encoding="utf-8", timeout=10, check=True).stdout.strip()
 
     with suppress(OSError, subprocess.SubprocessError):
         if commit := git("log", "-1", "--format=%h", "--", "."):

@@ -11,7 +11,9 @@ GITHUB = {"GITHUB_SERVER_URL": "https://github.com", "GITHUB_REPOSITORY": "owner
 
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
-    (tmp_path / "pyproject.toml").write_text('[tool.cnlib]\nrepository = ""\n\n[tool.other]\nkept = 1\n')
+    (tmp_path / "pyproject.toml").write_text(
+        '[tool.cnlib]\nrepository = ""\n\n[tool.other]\nkept = 1\n', encoding="utf-8"
+    )
     return tmp_path
 
 
@@ -37,7 +39,7 @@ def test_any_spelling_git_accepts(given: str, expected: str | None) -> None:
 def test_what_is_written_wins(project: Path) -> None:
     assert write("git@github.com:owner/name.git", project) == "https://github.com/owner/name"
     assert resolve(project, GITHUB) == "https://github.com/owner/name"
-    assert "kept = 1" in (project / "pyproject.toml").read_text()
+    assert "kept = 1" in (project / "pyproject.toml").read_text(encoding="utf-8")
 
 
 def test_forge_then_remote_then_none(project: Path) -> None:
@@ -54,6 +56,6 @@ def test_forge_then_remote_then_none(project: Path) -> None:
 def test_nonsense_is_refused(project: Path) -> None:
     with pytest.raises(ValueError, match="expected https://host/owner/name"):
         write("not an address", project)
-    (project / "pyproject.toml").write_text('[tool.cnlib]\nrepository = "nonsense"\n')
+    (project / "pyproject.toml").write_text('[tool.cnlib]\nrepository = "nonsense"\n', encoding="utf-8")
     with pytest.raises(ValueError, match="make address"):
         resolve(project, {})

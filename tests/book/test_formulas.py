@@ -25,7 +25,7 @@ def test_numbers_are_unique():
 def write(tmp_path, source, metadata):
     path = tmp_path / "99_x.ipynb"
     cell = {"cell_type": "markdown", "id": "c", "metadata": metadata, "source": [source]}
-    path.write_text(json.dumps({"cells": [cell]}))
+    path.write_text(json.dumps({"cells": [cell]}), encoding="utf-8")
     return path
 
 

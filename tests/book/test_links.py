@@ -24,8 +24,8 @@ PAGE = '<html><body><h1 id="here">x</h1>{}</body></html>'
     ],
 )
 def test_finds(tmp_path: Path, body: str, fault: str | None) -> None:
-    (tmp_path / "index.html").write_text(PAGE.format(body))
-    (tmp_path / "other.html").write_text('<p id="there">y</p>')
+    (tmp_path / "index.html").write_text(PAGE.format(body), encoding="utf-8")
+    (tmp_path / "other.html").write_text('<p id="there">y</p>', encoding="utf-8")
     found = list(faults(tmp_path))
     assert len(found) == (fault is not None)
     assert fault is None or fault in found[0]

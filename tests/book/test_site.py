@@ -1,18 +1,22 @@
 """The extension, and the built pages as files."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
+import nbformat
 import pytest
-from cnbook import MATHJAX, execution_key, plain_docstrings
+from cnbook import MATHJAX, execution_key, forget_stderr, own_matplotlib, plain_docstrings
+from jupyter_cache import get_cache
 from links import faults
 from setup_cell import PLACEHOLDER
 
 
 def project(root: Path) -> Path:
     (root / "cnlib").mkdir()
-    (root / "cnlib" / "layer.py").write_text("x = 1\n")
-    (root / "requirements.txt").write_text("torch\n")
+    (root / "cnlib" / "layer.py").write_text("x = 1\n", encoding="utf-8")
+    (root / "requirements.txt").write_text("torch\n", encoding="utf-8")
     return root
 
 
@@ -20,11 +24,11 @@ def test_cache_follows_the_package_the_pins_and_the_settings(tmp_path: Path, mon
     root = project(tmp_path)
     keys = [execution_key(root)]
     assert execution_key(root) == keys[0]
-    (root / "cnlib" / "layer.py").write_text("x = 2\n")
+    (root / "cnlib" / "layer.py").write_text("x = 2\n", encoding="utf-8")
     keys.append(execution_key(root))
-    (root / "cnlib" / "record.json").write_text("{}")
+    (root / "cnlib" / "record.json").write_text("{}", encoding="utf-8")
     keys.append(execution_key(root))
-    (root / "requirements.txt").write_text("torch==1\n")
+    (root / "requirements.txt").write_text("torch==1\n", encoding="utf-8")
     keys.append(execution_key(root))
     monkeypatch.setenv("CNLIB_SETTING", "1")
     keys.append(execution_key(root))
@@ -61,3 +65,36 @@ def test_published_notebooks_carry_the_address(site: Path) -> None:
     if not published or resolve() is None:
         pytest.skip("no chapter, or no repository address is known here")
     assert not [path.name for path in published if PLACEHOLDER in path.read_text(encoding="utf-8")]
+
+
+def test_what_stderr_left_in_the_cache_is_executed_again(tmp_path: Path) -> None:
+    cache = get_cache(str(tmp_path / "cache"))
+    for name in ("stdout", "stderr"):
+        output = nbformat.v4.new_output("stream", name=name, text="Matplotlib is building the font cache")
+        cell = nbformat.v4.new_code_cell("print()", outputs=[output], execution_count=1)
+        notebook = nbformat.v4.new_notebook(cells=[cell])
+        nbformat.write(notebook, tmp_path / f"{name}.ipynb")
+        cache.cache_notebook_file(str(tmp_path / f"{name}.ipynb"), check_validity=False)
+        assert len(cache.list_cache_records()) == 1, "the same code"
+        forget_stderr(tmp_path / "cache")
+        assert len(cache.list_cache_records()) == (name == "stdout")
+        cache.clear_cache()
+    forget_stderr(tmp_path / "nowhere")
+
+
+CHAPTER = (
+    "import matplotlib.pyplot as plt; from matplotlib import font_manager as f; print(plt.rcParams['lines.linewidth'])"
+)
+
+
+def test_matplotlib_has_its_fonts_before_a_chapter_imports_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    home = tmp_path / "home"
+    home.write_text("no folder", encoding="utf-8")  # where nothing can be written, matplotlib says so
+    for name in ("HOME", "XDG_CACHE_HOME", "XDG_CONFIG_HOME"):
+        monkeypatch.setenv(name, str(home))
+    monkeypatch.setenv("MPLCONFIGDIR", str(home))
+    own_matplotlib(tmp_path / "own")
+    assert list((tmp_path / "own").glob("fontlist*.json")), "made before"
+    command = [sys.executable, "-c", CHAPTER]
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", cwd=tmp_path)
+    assert (done.stdout, done.stderr) == ("1.5\n", "")

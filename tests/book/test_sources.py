@@ -21,7 +21,7 @@ FORBIDDEN = ["pypi" + ".org", "python" + "hosted", "/work" + "/", "/root" + "/",
 
 def listed() -> list[str]:
     """Every page named in _toc.yml."""
-    toc = yaml.safe_load((ROOT / "_toc.yml").read_text())
+    toc = yaml.safe_load((ROOT / "_toc.yml").read_text(encoding="utf-8"))
     return [toc["root"], *(chapter["file"] for part in toc["parts"] for chapter in part["chapters"])]
 
 
@@ -59,7 +59,7 @@ def test_no_roles_in_notebooks(path: Path) -> None:
 
 
 def test_api_page_names_everything_public() -> None:
-    page = (ROOT / "book" / "api.md").read_text()
+    page = (ROOT / "book" / "api.md").read_text(encoding="utf-8")
     assert "```{norm-layers}" in page
     page += "\n".join([*layers.entries(), ""])
     missing = [name for name in cnlib.__all__ if f"cnlib.{name}\n" not in page]
@@ -75,18 +75,18 @@ def test_a_new_layer_has_its_line_on_the_api_page(monkeypatch: pytest.MonkeyPatc
 
 
 def test_readme_example_runs() -> None:
-    (example,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    (example,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
     exec(example, names := {})
     assert names["y"].shape == names["x"].shape
 
 
 def test_errata_page_is_executed() -> None:
-    assert "kernelspec" in (ROOT / "book" / "errata.md").read_text().split("---")[1]
+    assert "kernelspec" in (ROOT / "book" / "errata.md").read_text(encoding="utf-8").split("---")[1]
 
 
 def test_no_registry_hosts_or_machine_paths() -> None:
     command = ["git", "-C", str(ROOT), "ls-files", "-z"]
-    listing = subprocess.run(command, capture_output=True, text=True, check=False)
+    listing = subprocess.run(command, capture_output=True, encoding="utf-8", check=False)
     if listing.returncode:
         pytest.skip("not a git checkout: the list of committed files is unknown")
     found = []

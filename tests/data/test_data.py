@@ -90,13 +90,13 @@ def test_verify_names_the_file_that_changed(home):
 def test_verify_reads_what_sha256sum_writes(home, mark):
     cnlib.data.write_folder(home / "mine", arrays(), list("abcde"))
     sums = home / "mine" / "SHA256SUMS"
-    whole = sums.read_text().replace("  ", f" {mark}")
-    sums.write_text(whole)
+    whole = sums.read_text(encoding="utf-8").replace("  ", f" {mark}")
+    sums.write_text(whole, encoding="utf-8")
     assert len(cnlib.data.verify("mine")) == 4
-    sums.write_text(whole + "sum of everything\n")
+    sums.write_text(whole + "sum of everything\n", encoding="utf-8")
     with pytest.raises(ValueError, match="SHA256SUMS: 'sum of everything' is not a line of sha256sum"):
         cnlib.data.verify("mine")
-    sums.write_text("".join(whole.splitlines(keepends=True)[1:]))
+    sums.write_text("".join(whole.splitlines(keepends=True)[1:]), encoding="utf-8")
     with pytest.raises(ValueError, match="SHA256SUMS has no checksum of train_images.npy"):
         cnlib.data.verify("mine")
 

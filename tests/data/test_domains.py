@@ -137,12 +137,12 @@ def test_domains_go_through_a_folder(folder):
 def test_domains_are_verified(folder):
     path, _ = folder
     assert {"train_domains.npy", "test_domains.npy", "domains.json"} < set(cnlib.data.verify("mine"))
-    (path / "domains.json").write_text('["night", "day"]')
+    (path / "domains.json").write_text('["night", "day"]', encoding="utf-8")
     np.save(path / "test_domains.npy", np.zeros(12, np.int64))
     with pytest.raises(ValueError, match=r"test_domains\.npy, domains\.json changed"):
         cnlib.data.verify("mine")
-    sums = (path / "SHA256SUMS").read_text().splitlines()
-    (path / "SHA256SUMS").write_text("\n".join(line for line in sums if "train_domains" not in line))
+    sums = (path / "SHA256SUMS").read_text(encoding="utf-8").splitlines()
+    (path / "SHA256SUMS").write_text("\n".join(line for line in sums if "train_domains" not in line), encoding="utf-8")
     with pytest.raises(ValueError, match=r"no checksum of train_domains\.npy"):
         cnlib.data.verify("mine")
 
@@ -150,10 +150,10 @@ def test_domains_are_verified(folder):
 def test_a_folder_with_half_of_its_domains_or_without_a_list_of_names(folder):
     path, _ = folder
     for text, message in (("{", "is no JSON"), ('{"a": 1}', "expected a list of names"), ("[1, 2]", "list of names")):
-        (path / "domains.json").write_text(text)
+        (path / "domains.json").write_text(text, encoding="utf-8")
         with pytest.raises(ValueError, match=f"domains.json .*{message}"):
             cnlib.data.load("mine")
-    (path / "domains.json").write_text(json.dumps(["day", "night"]))
+    (path / "domains.json").write_text(json.dumps(["day", "night"]), encoding="utf-8")
     np.save(path / "train_domains.npy", np.zeros(24))
     with pytest.raises(ValueError, match=r"train_domains\.npy holds float64, expected integers"):
         cnlib.data.load("mine")

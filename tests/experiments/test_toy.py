@@ -60,7 +60,7 @@ def folder(tmp_path_factory):
 
 
 def test_it_is_a_small_file():
-    assert len(Path(toy.__file__).read_text().splitlines()) < 100
+    assert len(Path(toy.__file__).read_text(encoding="utf-8").splitlines()) < 100
 
 
 def test_the_sweep_trains_once_and_records_every_test_set(folder):
@@ -97,9 +97,9 @@ def test_the_two_streams_are_of_unequal_length():
 def test_killed_inside_an_epoch_it_goes_on_bit_for_bit(tmp_path):
     config, record = TOY.config("cn-maps", profile="smoke"), tmp_path / "killed.jsonl"
     command = [sys.executable, "-c", KILLED, str(record), json.dumps(config.to_dict())]
-    done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, encoding="utf-8")
     assert done.returncode == -9 and len(read(record).epochs["epoch"]) == 1, done.stderr
-    alone = subprocess.run([sys.executable, "-c", READ, str(record)], capture_output=True, text=True)
+    alone = subprocess.run([sys.executable, "-c", READ, str(record)], capture_output=True, encoding="utf-8")
     assert alone.stdout.strip() == "cn-maps 1 ['dark_generator', 'generator']", alone.stderr
     resumed, whole = train(config, record), train(config)
     assert any(line["type"] == "resume" for line in records.read_lines(record))
@@ -153,9 +153,9 @@ def test_the_estimate_sees_a_cut_of_the_run(monkeypatch):
 def test_printed_cells_are_filled(folder, tmp_path, monkeypatch):
     head = "# made up\ndataset,model,metric,value\n"
     rows = "light,Net+BN,accuracy,50\nlight,Net+CN-Maps,accuracy,60\ndark,Net+BN,accuracy,\ndark,Net+CN-Maps,f1,60\n"
-    (tmp_path / "toy_table_1.csv").write_text(head + rows)
+    (tmp_path / "toy_table_1.csv").write_text(head + rows, encoding="utf-8")
     (tmp_path / "toy_table_2.csv").write_text(
-        head + "dark,Net+BN,f1,70\ndark,Net+BN,accuracy,50\ndark,Net+CN-Maps,f1,60\n"
+        head + "dark,Net+BN,f1,70\ndark,Net+BN,accuracy,50\ndark,Net+CN-Maps,f1,60\n", encoding="utf-8"
     )
     monkeypatch.setattr(papers, "PUBLISHED", tmp_path)
     runs = results.load(folder)

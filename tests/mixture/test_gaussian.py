@@ -360,7 +360,7 @@ def test_save_and_load(covariance: str, tmp_path: Path) -> None:
 def test_load_refuses_other_files(tmp_path: Path) -> None:
     np.savez(tmp_path / "other.npz", a=np.ones(3))
     np.savez(tmp_path / "pickled.npz", header=np.array([{"kind": "GaussianMixture"}], dtype=object))
-    (tmp_path / "text.npz").write_text("no archive")
+    (tmp_path / "text.npz").write_text("no archive", encoding="utf-8")
     for name in ("other", "pickled", "text"):
         with pytest.raises(ValueError, match=r"not a GaussianMixture file"):
             GaussianMixture.load(tmp_path / f"{name}.npz")

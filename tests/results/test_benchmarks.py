@@ -12,7 +12,7 @@ def test_every_record_in_the_package_says_where_it_comes_from(machine, part):
     rows = results.measured(part, machine)
     assert rows and all({"commit", "torch", "device", "threads"} <= set(row["provenance"]) for row in rows)
     assert "dirty" not in str(rows[0]["provenance"]["commit"])
-    text = (benchmarks.BENCHMARKS / f"{machine}-{part}.jsonl").read_text()
+    text = (benchmarks.BENCHMARKS / f"{machine}-{part}.jsonl").read_text(encoding="utf-8")
     assert "/work" not in text and "/home" not in text and "/tmp" not in text
 
 

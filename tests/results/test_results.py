@@ -64,7 +64,7 @@ def test_a_path_is_a_folder_whatever_the_package_has_under_its_name(tmp_path, mo
 @pytest.mark.parametrize("experiment", results.experiments())
 def test_every_run_in_the_package_is_whole_and_says_where_it_comes_from(experiment):
     for path in (RUNS / experiment).glob("*.jsonl"):
-        assert "/work" not in path.read_text() and "/home" not in path.read_text()
+        assert "/work" not in path.read_text(encoding="utf-8") and "/home" not in path.read_text(encoding="utf-8")
     for r in results.load(experiment):
         assert r.status in ("finished", "diverged") and r.label in ("reduced", "paper")
         assert {"cnlib", "commit", "torch", "device", "threads", "data"} <= set(r.provenance)

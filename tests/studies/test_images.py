@@ -94,7 +94,7 @@ def test_audit_tells_ids_that_come_from_the_images_from_ids_that_do_not():
 def test_the_command_records_and_the_loader_reads(tmp_path):
     pytest.importorskip("typer")
     command = [sys.executable, "-m", "studies.images", "--out", str(tmp_path), "--dataset", "digits"]
-    done = subprocess.run([*command, "--profile", "smoke"], capture_output=True, text=True)
+    done = subprocess.run([*command, "--profile", "smoke"], capture_output=True, encoding="utf-8")
     assert done.returncode == 0, done.stderr
     record = mixture_record("digits", tmp_path)
     assert record.header["provenance"]["data"] == data.load("digits").checksum
@@ -106,11 +106,13 @@ def test_the_command_records_and_the_loader_reads(tmp_path):
         assert max(shares.values()) == shares["image"] and shares["shuffled"] < shares["pixels, diag"]
     with pytest.raises(ValueError, match="no 'fit' row"):
         record.select("fit", k=99)
-    lines = (tmp_path / "digits.jsonl").read_text().replace(record.header["provenance"]["data"], "other")
-    (tmp_path / "digits.jsonl").write_text(lines)
+    lines = (
+        (tmp_path / "digits.jsonl").read_text(encoding="utf-8").replace(record.header["provenance"]["data"], "other")
+    )
+    (tmp_path / "digits.jsonl").write_text(lines, encoding="utf-8")
     with pytest.raises(ValueError, match="different data"):
         mixture_record("digits", tmp_path)
-    wrong = subprocess.run([*command, "--profile", "huge"], capture_output=True, text=True)
+    wrong = subprocess.run([*command, "--profile", "huge"], capture_output=True, encoding="utf-8")
     assert wrong.returncode == 2 and "smoke, reduced" in wrong.stderr
 
 

@@ -25,7 +25,9 @@ print(full - resident() > 2**27)
 @glibc
 @pytest.mark.parametrize("switch, returned", [({}, "False"), ({"CNLIB_KEEP_MEMORY": "0"}, "True")])
 def test_what_is_freed_stays_in_the_process_from_the_first_run_on(switch, returned):
-    done = subprocess.run([sys.executable, "-c", RESIDENT], env=os.environ | switch, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", RESIDENT], env=os.environ | switch, capture_output=True, encoding="utf-8"
+    )
     assert done.stdout.strip() == returned, done.stderr
 
 

@@ -69,7 +69,7 @@ def share(rank, folder):
         try:
             train(config)
         except SystemExit as end:
-            (folder / f"{name}-{rank}.txt").write_text(str(end))
+            (folder / f"{name}-{rank}.txt").write_text(str(end), encoding="utf-8")
 
 
 def failing(rank, how):
@@ -149,12 +149,12 @@ def test_random_numbers_differ_between_processes(shared):
 
 def test_different_configurations_are_refused(folder):
     for rank in range(2):
-        message = (folder / f"different-{rank}.txt").read_text()
+        message = (folder / f"different-{rank}.txt").read_text(encoding="utf-8")
         assert f"process {rank} of 2 failed" in message and "another configuration: seed" in message
 
 
 def test_an_error_in_one_process_ends_all(folder):
-    first, second = ((folder / f"raised-{rank}.txt").read_text() for rank in range(2))
+    first, second = ((folder / f"raised-{rank}.txt").read_text(encoding="utf-8") for rank in range(2))
     assert "process 0 of 2 ends because another one did" in first and "start the same command again" in first
     assert "process 1 of 2 failed and ends, and the others with it: ArithmeticError: no such number" in second
 
@@ -172,7 +172,7 @@ def test_a_killed_process_ends_all(tmp_path):
             [sys.executable, "-c", code.format(rank, str(tmp_path))],
             cwd=Path(__file__).parent,
             stderr=subprocess.PIPE,
-            text=True,
+            encoding="utf-8",
         )
         for rank in range(2)
     ]
@@ -187,7 +187,7 @@ def test_torchrun_shares_a_command(tmp_path):
     command = "-m cnlib.cli run convnet --norm bn --set train_size=128 --set epochs=1 --threads 1 --out"
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     result = subprocess.run(
-        [*launcher, *command.split(), str(tmp_path)], capture_output=True, text=True, env=os.environ, timeout=600
+        [*launcher, *command.split(), str(tmp_path)], capture_output=True, encoding="utf-8", env=os.environ, timeout=600
     )
     assert result.returncode == 0, result.stderr
     (record,) = tmp_path.glob("*.jsonl")

@@ -41,7 +41,7 @@ def test_header_and_final_lines(tmp_path):
     path = tmp_path / "deep" / "run.jsonl"
     config = Config(**SMALL, profile="smoke")
     train(config, path)
-    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     assert [line["type"] for line in lines] == ["header", "epoch", "epoch", "final"]
     assert Config.from_dict(lines[0]["config"]) == config and lines[0]["provenance"]["threads"] >= 1
     assert lines[-1]["status"] == "finished" and lines[-1]["best_epoch"] in (1, 2)
@@ -236,7 +236,7 @@ data = ImageData("toy", images, labels, images, labels, tuple("abcd"))
 config = Config(width=0.0625, epochs=1, batch_size=16, norm="cn", contexts="gmm")
 print(train(config, data=data, progress=True).status)
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, encoding="utf-8")
     assert done.stdout.strip() == "finished", done.stderr
     assert "cn-s0: 1/1" in done.stderr
 

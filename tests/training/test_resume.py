@@ -67,7 +67,7 @@ def test_killed_at_several_moments(tmp_path, checkpoints):
     short = Config(**SMALL | {"epochs": 1})
     jobs.append((str(tmp_path / "late.jsonl"), short.to_dict(), "unlink", 1))  # the record is whole
     helper = [sys.executable, str(Path(__file__).with_name("killed.py"))]
-    result = subprocess.run(helper, input=json.dumps(jobs), capture_output=True, text=True)
+    result = subprocess.run(helper, input=json.dumps(jobs), capture_output=True, encoding="utf-8")
     assert json.loads(result.stdout or "[]") == [-9] * len(jobs), result.stderr
     for method, (whole, killed) in records_of.items():
         assert read(killed).status == "unfinished"
@@ -148,11 +148,11 @@ def test_other_data_in_the_way(tmp_path, checkpoints):
 )
 def test_files_that_are_no_records(lines, message, tmp_path):
     path = tmp_path / "run.jsonl"
-    path.write_text(lines + "\n")
+    path.write_text(lines + "\n", encoding="utf-8")
     for use in (read, lambda path: train(Config(**SMALL), path)):
         with pytest.raises(ValueError, match=f"{path}: not a record of a (training )?run .*{message}"):
             use(path)
-    assert path.read_text() == lines + "\n"
+    assert path.read_text(encoding="utf-8") == lines + "\n"
 
 
 def test_an_empty_record_is_none(tmp_path):
