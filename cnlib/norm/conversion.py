@@ -82,7 +82,17 @@ def convert(model: nn.Module, factories: Mapping[str, Factory]) -> nn.Module:
         if layer in swapped:
             parent, _, child = name.rpartition(".")
             setattr(layers[parent], child, swapped[layer])
+            _call_norms(layers, parent)
     return model
+
+
+def _call_norms(layers: Mapping[str, nn.Module], path: str) -> None:
+    """Let torch's TransformerEncoder call its norm layers: its fused evaluation reads their weights instead."""
+    parts = path.split(".") if path else []
+    for module in (layers[".".join(parts[:depth])] for depth in range(len(parts) + 1)):
+        for switch, off in (("activation_relu_or_gelu", 0), ("use_nested_tensor", False)):
+            if switch in vars(module):
+                setattr(module, switch, off)
 
 
 def _plain(name: str) -> str:
@@ -100,7 +110,7 @@ def _check_wrappers(layers: Mapping[str, nn.Module], plan: Mapping[nn.Module, tu
                 f"convert: {name or 'the model'!r} is a DistributedDataParallel, which would not send the gradients of "
                 "new parameters; convert the model first, then wrap it"
             )
-        inner = getattr(layer, "_modules", {}).get("_orig_mod")
+        inner = dict(layer.named_children()).get("_orig_mod")
         if inner is not None and (layer in plan or inner in plan):
             raise ValueError(
                 f"convert: layer {name!r} is compiled by itself and would go on with its old code; convert first, then "

@@ -435,6 +435,21 @@ def test_layer_norm_on_rows_gives_the_same_numbers(options: dict) -> None:
         assert_same(new(x), root(x), atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("grad", [True, False])
+def test_torchs_encoder_calls_the_new_layers(grad: bool) -> None:
+    """Its fused evaluation would read eps and weight of a norm layer, and never call it."""
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    old = drawn(nn.TransformerEncoder(layer, 2, norm=nn.LayerNorm(8))).eval()
+    new = cnlib.convert(copy.deepcopy(old), {"*": lambda c: Rows(cnlib.LayerNorm(c))})
+    x, mask = torch.randn(2, 5, 8), torch.tensor([[False] * 5, [False] * 3 + [True] * 2])
+    with torch.set_grad_enabled(grad):
+        assert_same(new(x), old(x), atol=1e-5, rtol=1e-5)
+        kept = ~mask
+        assert_same(
+            new(x, src_key_padding_mask=mask)[kept], old(x, src_key_padding_mask=mask)[kept], atol=1e-5, rtol=1e-5
+        )
+
+
 @pytest.mark.parametrize(
     ("old", "factory", "message"),
     [
