@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import time
 import traceback
@@ -11,10 +12,11 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from cnlib.data import ImageData, load
-from cnlib.training import TASKS, Busy, Config, check, distributed, train
+from cnlib.training import TASKS, Busy, Config, check, checkpoint, distributed, train
 from cnlib.training.loop import fetch, is_finished, read_saved
 
 EXPLAINED = (ImportError, OSError, ValueError)  # their message says what to do: no traceback
@@ -35,6 +37,8 @@ def sweep(
     everything stops at the end of an epoch: the run under way is "unfinished" and goes on the next time, later ones are
     "not started".
     """
+    if wrong := [name for name in configs if len(name) > 200 or not re.fullmatch(r"\w[\w.=+-]*", name)]:
+        raise ValueError(f"{wrong[0]!r} cannot name a record: expected up to 200 letters, digits and any of . _ = + -")
     results: dict[str, str] = {}
     distributed.start(device)  # where torchrun started several processes, they share each run
     start = time.monotonic()
@@ -65,11 +69,24 @@ def sweep(
         last = f", {run.headline.replace('_', ' ')} {run.epochs[run.headline][-1]:.4f}" if run.epochs else ""
         if distributed.leader():
             print(f"[{i}/{len(configs)}] {name}: {run.status}{last}, {time.monotonic() - clock:.0f} s", flush=True)
+            if run.status == "unfinished" and minutes is not None:
+                _say_if_never(name, run.epochs, 60 * minutes)
     return results
+
+
+def _say_if_never(name: str, epochs: Mapping[str, np.ndarray], given: float) -> None:
+    seconds = epochs["seconds"][-1] if "seconds" in epochs else 0
+    if seconds > given:
+        print(
+            f"{name} does not get on: an epoch took {seconds:.1f} s, and there are {given:.1f} s: give it more time",
+            file=sys.stderr,
+            flush=True,
+        )
 
 
 def _reason_to_skip(config: Config, record: Path, until: float | None) -> str | None:
     if recorded(config, record):
+        checkpoint.clear(record)
         return "recorded"
     return "not started" if until is not None and time.monotonic() > until else None
 

@@ -117,6 +117,9 @@ class Config:
         object.__setattr__(self, "placement", tuple(self.placement))
         object.__setattr__(self, "options", tuple(sorted(dict(self.options).items())))
         object.__setattr__(self, "method", self.method or usual_name(self.norm, self.contexts, self.placement))
+        expected, fits = KINDS["Name"]  # of what it is made of, too
+        if not fits(self.method):
+            raise ValueError(f"method={self.method!r}, from norm and contexts: expected {expected}")
         if taken := dict(self.options).keys() & self.__dataclass_fields__.keys():
             raise ValueError(f"options: {', '.join(sorted(taken))} is a field of the configuration itself: set that")
         for name in ABOVE_ZERO:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import threading
 import time
 from contextlib import ExitStack
 from pathlib import Path
@@ -18,9 +20,10 @@ from cnlib.training import checkpoint, distributed, records
 from cnlib.training.allocator import keep_freed_memory
 from cnlib.training.build import check
 from cnlib.training.config import Config
+from cnlib.training.lines import strict_json
 from cnlib.training.metrics import json_number
 from cnlib.training.progress import reporter
-from cnlib.training.trainer import TASKS
+from cnlib.training.trainer import TASKS, Trainer
 
 
 def train(
@@ -47,15 +50,19 @@ def train(
     every batch. The numbers are those of one process, up to rounding. An error in one process ends all, as SystemExit.
 
     On the CPU a resumed run is the uninterrupted one, bit for bit, in metrics and weights, at equal numbers of threads.
+    On another kind of device than before it goes on with random numbers of its own.
     """
     device = distributed.start(device)
     if device.type == "cpu":
         keep_freed_memory()
     path = None if record is None else Path(record)
     with distributed.together(), ExitStack() as stack:
+        _end_as_by_hand(path, stack)
         _check_processes(config)
         lines, state = distributed.from_leader(lambda: _claim(path, config, stack))
         if path and is_finished(lines):
+            if distributed.leader():
+                checkpoint.clear(path)
             if data is not None:
                 distributed.from_leader(lambda: _check_data(path, lines, data))
             return records.as_run(path.stem, lines)
@@ -79,9 +86,61 @@ def read_saved(path: Path, config: Config) -> tuple[list[records.Line], dict[str
         _check_config(path, records.run_of(path, lines).config, config)
     if is_finished(lines) or not (state := checkpoint.load(saved)):
         return lines, None
-    lines = json.loads(state["lines"])
-    _check_config(saved, Config.from_dict(lines[0]["config"]), config)
-    return lines, state
+    return _lines_in(saved, state, config), state
+
+
+def _lines_in(saved: Path, state: dict[str, Any], config: Config) -> list[records.Line]:
+    """The record that a checkpoint carries: of this configuration, and up to its epoch."""
+    try:
+        lines: list[records.Line] = strict_json(state["lines"])
+        if not isinstance(lines, list) or not all(isinstance(line, dict) and "type" in line for line in lines):
+            raise ValueError("its lines are no list of objects with a type")
+        if not lines or lines[0]["type"] != "header":
+            raise ValueError("its lines do not start with a header")
+        other = records.run_of(saved, lines)
+        if other.status != "unfinished" or len(other.epochs.get("epoch", ())) != state["epoch"]:
+            raise ValueError(f"epoch {state['epoch']} is not that of its lines")
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{saved} is not the checkpoint of a run ({error}): {checkpoint.WAY_OUT}") from error
+    _check_config(saved, other.config, config)
+    return lines
+
+
+def _trainer(config: Config, data: ImageData, device: torch.device, state: Any, saved: Path | None) -> Trainer:
+    """The run as it is to go on. ValueError where the checkpoint is none of this model."""
+    if state is None:
+        return TASKS[config.task](config, data, device)
+    try:
+        trainer = TASKS[config.task](config, data, device, state)
+        for parameter, values in trainer.optimizer.state.items():
+            for name, value in values.items():
+                if isinstance(value, torch.Tensor) and value.ndim and value.shape != parameter.shape:
+                    raise ValueError(f"{name} of the optimizer has shape {tuple(value.shape)}")
+        return trainer
+    except (OSError, ImportError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+        raise ValueError(f"checkpoint {saved} does not fit this run ({reason}): {checkpoint.WAY_OUT}") from error
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM: ends a run as Ctrl-C does."""
+
+
+def _end_as_by_hand(path: Path | None, stack: ExitStack) -> None:
+    """Until the stack closes, SIGTERM is raised as an exception where nobody else handles it. Of several processes each
+    still ends at once: it may be waiting for another."""
+    alone = distributed.size() == 1 and threading.current_thread() is threading.main_thread()
+    if not alone or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        return
+
+    def end(*_: object) -> None:
+        kept = f"finished epochs are in {path}: the same call goes on from there" if path else "nothing is recorded"
+        raise Terminated(f"terminated; {kept}")
+
+    signal.signal(signal.SIGTERM, end)
+    stack.callback(signal.signal, signal.SIGTERM, signal.SIG_DFL)
 
 
 def _check_processes(config: Config) -> None:
@@ -144,7 +203,7 @@ def _train(
         if path and lines:
             distributed.from_leader(lambda: _check_data(path, lines, images))
         saved = path.with_suffix(".pt") if path else None
-        trainer = TASKS[config.task](config, images.subset(config.train_size, config.test_size), device, state)
+        trainer = _trainer(config, images.subset(config.train_size, config.test_size), device, state, saved)
         begun = {
             "provenance": records.provenance(device, images.checksum),
             "contexts_seconds": trainer.contexts_seconds,

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import base64
-import json
 import os
 import platform
 import subprocess
 import sys
 import zlib
-from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
@@ -20,11 +18,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from cnlib.storage import write_atomic
 from cnlib.training import distributed
 from cnlib.training.config import Config
+from cnlib.training.lines import Line, add_checksum, read_lines, write_lines
 
-Line = dict[str, Any]
+__all__ = ["Line", "Run", "add_checksum", "read", "read_lines", "write_lines"]
 HEADLINE = "test_accuracy"  # of records that do not say
 
 
@@ -67,32 +65,6 @@ class Run:
         return self.epochs[metric]
 
 
-def write_lines(path: Path, lines: Iterable[Line]) -> None:
-    text = "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, lambda file: file.write(text.encode()))
-
-
-def read_lines(path: Path) -> list[Line]:
-    """The lines of a record. A truncated last line (a copy that was cut short) is left out; any other damage raises."""
-    rows = path.read_bytes().decode(errors="replace").split("\n")
-    lines = []
-    for number, row in enumerate(rows, start=1):
-        try:
-            if row.strip():
-                lines.append(json.loads(row))
-                if not isinstance(lines[-1], dict) or "type" not in lines[-1]:
-                    raise ValueError(f"{path}: not a record of a run (line {number} is no object with a type)")
-        except json.JSONDecodeError as error:
-            if number < len(rows):
-                raise ValueError(
-                    f"{path}, line {number} is not JSON ({error}): restore or remove the record"
-                ) from error
-    if lines and lines[0]["type"] != "header":
-        raise ValueError(f"{path}: not a record of a run (it does not start with a header line)")
-    return lines
-
-
 def read(path: str | os.PathLike[str]) -> Run:
     """The run recorded in a file. Raises FileNotFoundError, or ValueError for a file that is not a whole record."""
     path = Path(path)
@@ -105,11 +77,43 @@ def read(path: str | os.PathLike[str]) -> Run:
 def run_of(path: Path, lines: list[Line]) -> Run:
     """The run in the lines of a file; ValueError that names the file where they hold none."""
     try:
+        check_lines(lines)
         return as_run(path.stem, lines)
     except KeyError as error:
         raise ValueError(f"{path}: not a record of a training run (it lacks {error})") from error
-    except (AttributeError, TypeError, ValueError) as error:
+    except (AttributeError, TypeError, ValueError, OverflowError) as error:
         raise ValueError(f"{path}: not a record of a training run ({error})") from error
+
+
+def check_lines(lines: list[Line]) -> None:
+    """ValueError with the line where they are not those of one training run, KeyError where they lack a field."""
+    header = lines[0]
+    config, done = Config.from_dict(header["config"]), 0
+    if not isinstance(header["provenance"], dict) or not isinstance(header.get("headline", ""), str):
+        raise ValueError("line 1: expected an object as provenance and text as headline")
+    for number, line in enumerate(lines[1:], start=2):
+        kind = line["type"]
+        if kind == "epoch":
+            done += 1
+            if type(line["epoch"]) is not int or line["epoch"] != done or done > config.epochs:
+                raise ValueError(f"line {number} is epoch {line['epoch']!r}: expected {done} of {config.epochs}")
+            for key, value in line.items():
+                if key != "type" and not all(map(_is_number, value if isinstance(value, list) else [value])):
+                    raise ValueError(f"line {number}: {key}={value!r}: expected a number, null or a list of them")
+        elif kind == "resume":
+            if line["after_epoch"] != done:
+                raise ValueError(f"line {number} resumes after epoch {line['after_epoch']!r}: expected {done}")
+        elif kind == "final":
+            if line["status"] not in ("finished", "diverged"):
+                raise ValueError(f"line {number}: status {line['status']!r}: expected 'finished' or 'diverged'")
+            if line["status"] == "finished" and done < config.epochs and not config.patience:
+                raise ValueError(f"line {number} says finished after {done} of {config.epochs} epochs")
+        else:
+            raise ValueError(f"line {number} is of type {kind!r}: expected epoch, resume or final")
+
+
+def _is_number(value: Any) -> bool:
+    return value is None or type(value) in (int, float)
 
 
 def as_run(name: str, lines: list[Line]) -> Run:

@@ -122,8 +122,7 @@ class Trainer:
         self.optimizer.load_state_dict(state["optimizer"])
         if self.average:
             self.average.load_state_dict(state["average"])
-        for key, value in state["generators"].items():
-            getattr(self, key).set_state(value.cpu())
+        checkpoint.set_generators(self, state["generators"], (self.config.seed, self.epoch))
         checkpoint.set_rng_state(state["rng"], self.device)
 
     def batches(self) -> Iterator[Any]:

@@ -22,7 +22,7 @@ def run(name="bn", seed=0, accuracies=(0.1, 0.5, 0.4), **config):
 
 def write(folder, name, seed, accuracies, profile="reduced", final=True):
     header = {"type": "header", "provenance": {"threads": 1}}
-    header["config"] = Config(seed=seed, profile=profile, **NORMS[name]).to_dict()
+    header["config"] = Config(seed=seed, profile=profile, epochs=len(accuracies), **NORMS[name]).to_dict()
     rows = [{"type": "epoch", "epoch": i + 1, "test_accuracy": a} for i, a in enumerate(accuracies)]
     ending = [{"type": "final", "status": "finished", "best_test_accuracy": max(accuracies)}] if final else []
     write_lines(folder / f"{name}-s{seed}.jsonl", [header, *rows, *ending])

@@ -77,3 +77,16 @@ def test_a_file_system_without_locks_is_no_busy_run(tmp_path, capsys, monkeypatc
     monkeypatch.setattr(fcntl, "flock", none)
     assert sweep({"a": tiny()}, tmp_path) == {"a": "failed"}
     assert "has no locks" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["../x", "/x", "a/b", "", "..", ".x", "a\n", "x" * 201])
+def test_no_record_leaves_the_folder(name, tmp_path):
+    with pytest.raises(ValueError, match="cannot name a record"):
+        sweep({"a": tiny(), name: tiny()}, tmp_path / "out")
+    assert not [*tmp_path.iterdir()]
+
+
+def test_a_time_that_is_shorter_than_an_epoch_is_said(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(loop, "_too_late", lambda lines, until: len(lines) > 1)
+    assert sweep({"a": tiny(epochs=2)}, tmp_path, minutes=1e-4) in ({"a": "unfinished"}, {"a": "not started"})
+    assert "a does not get on: an epoch took" in capsys.readouterr().err
