@@ -133,7 +133,7 @@ def test_sweep_skips_resumes_reports_and_goes_on(tmp_path, capsys):
     assert set(sweep(configs, tmp_path).values()) == {"recorded"}
     assert before == {p.name: p.read_bytes() for p in tmp_path.iterdir()}
     lines = (tmp_path / "b-s0.jsonl").read_bytes().splitlines(keepends=True)
-    (tmp_path / "b-s0.jsonl").write_bytes(b"".join(lines[:-1]))  # killed before the last line
+    (tmp_path / "b-s0.jsonl").write_bytes(b"".join(lines[:-2]))  # killed before the last line
     configs = {"broken-s0": tiny(dataset="no-such-set"), "a-s0": tiny(lr=1e-2)} | {"b-s0": configs["b-s0"]}
     assert sweep(configs, tmp_path) == {"broken-s0": "failed", "a-s0": "failed", "b-s0": "finished"}
     captured = capsys.readouterr()

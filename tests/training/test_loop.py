@@ -41,8 +41,8 @@ def test_header_and_final_lines(tmp_path):
     path = tmp_path / "deep" / "run.jsonl"
     config = Config(**SMALL, profile="smoke")
     train(config, path)
-    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    assert [line["type"] for line in lines] == ["header", "epoch", "epoch", "final"]
+    *lines, checksum = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    assert [line["type"] for line in lines] == ["header", "epoch", "epoch", "final"] and checksum["type"] == "checksum"
     assert Config.from_dict(lines[0]["config"]) == config and lines[0]["provenance"]["threads"] >= 1
     assert lines[-1]["status"] == "finished" and lines[-1]["best_epoch"] in (1, 2)
     spent = sum(line.get("seconds", 0) + line.get("setup_seconds", 0) for line in lines[:-1])
