@@ -131,11 +131,11 @@ A, B, C, D = (json.dumps(line) for line in (HEADER, *EPOCHS, FINAL))
 )
 def test_lines_that_are_no_record(lines, message, record):
     content = "".join(f"{line}\n" for line in lines)
-    record.write_text(content)
+    record.write_text(content, encoding="utf-8")
     for use in (read, lambda path: train(Config(epochs=2), path)):
         with pytest.raises(ValueError, match=f"{record}.*({message})"):
             use(record)
-    assert record.read_text() == content
+    assert record.read_text(encoding="utf-8") == content
 
 
 def test_a_flipped_bit_of_a_checkpoint_is_found_or_harmless(begun, tmp_path):
@@ -242,7 +242,7 @@ def test_what_a_killed_process_left_is_cleared(tmp_path):
 
 def test_no_link_is_followed(tmp_path, monkeypatch):
     target = tmp_path / "mine.txt"
-    target.write_text("mine")
+    target.write_text("mine", encoding="utf-8")
     (tmp_path / "run.lock").symlink_to(target)
     with pytest.raises(OSError, match="is a link.*run.lock"):
         train(SMALL, tmp_path / "run.jsonl")
@@ -250,14 +250,14 @@ def test_no_link_is_followed(tmp_path, monkeypatch):
     (tmp_path / f".run.jsonl.{os.getpid()}.0.tmp").symlink_to(target)
     with pytest.raises(FileExistsError):
         records.write_lines(tmp_path / "run.jsonl", [HEADER])
-    assert target.read_text() == "mine"
+    assert target.read_text(encoding="utf-8") == "mine"
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="Linux only")
 @pytest.mark.parametrize("kind", ["record", "checkpoint", "arrays"])
 def test_a_full_disk_is_one_sentence_and_the_old_file_is_kept(kind, tmp_path, monkeypatch):
     path = tmp_path / "file"
-    path.write_text("old")
+    path.write_text("old", encoding="utf-8")
     write = {
         "record": lambda: records.write_lines(path, [HEADER]),
         "checkpoint": lambda: checkpoint.save(path, {"a": torch.zeros(100_000)}),
@@ -267,7 +267,7 @@ def test_a_full_disk_is_one_sentence_and_the_old_file_is_kept(kind, tmp_path, mo
     monkeypatch.setattr(os, "open", lambda name, flags, mode=0o777: opening("/dev/full", os.O_WRONLY))
     with pytest.raises(OSError, match=f"No space left.*what was there is kept.*{path}"):
         write()
-    assert path.read_text() == "old" and [*tmp_path.iterdir()] == [path]
+    assert path.read_text(encoding="utf-8") == "old" and [*tmp_path.iterdir()] == [path]
 
 
 def test_sigterm_says_what_is_kept(tmp_path, monkeypatch):
