@@ -5,8 +5,11 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from typing import Any
+
+import numpy as np
 
 Options = Mapping[str, Any] | tuple[tuple[str, Any], ...]
 Name = str  # one that may stand in a file's name
@@ -108,6 +111,12 @@ class Config:
     options: Options = ()
 
     def __post_init__(self) -> None:
+        for name in (field.name for field in fields(self)):
+            if isinstance(value := getattr(self, name), np.generic):  # a number from np.arange, np.logspace, ...
+                object.__setattr__(self, name, value.item())
+        with suppress(TypeError, ValueError):  # what is no mapping is refused below
+            plain = {k: v.item() if isinstance(v, np.generic) else v for k, v in dict(self.options).items()}
+            object.__setattr__(self, "options", plain)
         for field in fields(self):
             value, (expected, fits) = getattr(self, field.name), KINDS[str(field.type)]
             if not fits(value):

@@ -202,6 +202,17 @@ def test_a_record_of_the_first_version_is_read():
         Config.from_dict(old | {"inference": "cn+"})
 
 
+def test_a_configuration_takes_numpys_numbers():
+    given = {"lr": np.logspace(-3, -2, 2)[0], "seed": np.int32(1), "flip": np.bool_(True), "norm": "mn"}
+    config = Config(**given, options={"em_steps": np.int64(3)})
+    assert (type(config.lr), type(config.seed), config.flip) == (float, int, True) and config.options == (
+        ("em_steps", 3),
+    )
+    assert Config.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+    with pytest.raises(ValueError, match="expected an int"):
+        Config(epochs=np.float64(1.5))
+
+
 def test_config_survives_json():
     config = Config(placement=("conv1", "conv3"), train_size=10, options={"b": 2, "a": None}, method="bn-two")
     again = Config.from_dict(json.loads(json.dumps(config.to_dict())))
