@@ -20,6 +20,7 @@ from cnlib.training import checkpoint, distributed, records
 from cnlib.training.allocator import keep_freed_memory
 from cnlib.training.build import check
 from cnlib.training.config import Config
+from cnlib.training.fit import misfit
 from cnlib.training.lines import strict_json
 from cnlib.training.metrics import json_number
 from cnlib.training.progress import reporter
@@ -112,10 +113,8 @@ def _trainer(config: Config, data: ImageData, device: torch.device, state: Any, 
         return TASKS[config.task](config, data, device)
     try:
         trainer = TASKS[config.task](config, data, device, state)
-        for parameter, values in trainer.optimizer.state.items():
-            for name, value in values.items():
-                if isinstance(value, torch.Tensor) and value.ndim and value.shape != parameter.shape:
-                    raise ValueError(f"{name} of the optimizer has shape {tuple(value.shape)}")
+        if wrong := misfit(state, trainer):
+            raise ValueError(wrong)
         return trainer
     except (OSError, ImportError, MemoryError, torch.OutOfMemoryError):
         raise

@@ -1,10 +1,12 @@
 """Files that are not as they were written: found, and refused in a sentence that names the file; nothing is lost."""
 
 import json
+import math
 import os
 import random
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -168,6 +170,22 @@ def in_lines(old, new):
     return lambda state: state | {"lines": state["lines"].replace(old, new, 1)}
 
 
+def in_model(change):
+    def apply(state):
+        name = next(iter(state["model"]))
+        return state | {"model": state["model"] | {name: change(state["model"][name])}}
+
+    return apply
+
+
+def in_groups(**values):
+    def apply(state):
+        optimizer = state["optimizer"]
+        return state | {"optimizer": optimizer | {"param_groups": [g | values for g in optimizer["param_groups"]]}}
+
+    return apply
+
+
 def one_generator(name, value):
     return lambda state: state | {"generators": {name: value}}
 
@@ -192,9 +210,15 @@ def one_generator(name, value):
         *(changed(model=value) for value in (None, {}, [], {"conv1.weight": torch.zeros(1)}, {3: 4})),
         *(changed(optimizer=value) for value in (None, {}, {"state": {}, "param_groups": []}, {"state": 1})),
         lambda state: state | {"optimizer": state["optimizer"] | {"state": {0: {"square_avg": torch.zeros(2)}}}},
-        *(changed(average=value) for value in (3, "x")),
+        *(changed(average=value) for value in (3, "x", {"conv1.weight": torch.zeros(1)})),
+        *(changed(steps=value) for value in (99, 10**9)),
+        in_model(torch.Tensor.double),
+        in_model(torch.Tensor.long),
+        in_model(lambda weight: weight * math.nan),
+        *(in_groups(lr=value) for value in ("x", math.nan, -1.0, None)),
+        in_groups(weight_decay=0.5),
         *(changed(best=value) for value in (3, {"value": "x"}, {"value": 1.0})),
-        *(changed(contexts=value) for value in (None, [], {"train_ids": 3})),
+        *(changed(contexts=value) for value in (None, [], {"train_ids": 3}, {"train_ids": torch.zeros(3)})),
         *(changed(generators=value) for value in (None, {}, [])),
         one_generator("run_epoch", torch.zeros(16, dtype=torch.uint8)),
         one_generator("generator", torch.zeros(7, dtype=torch.uint8)),
@@ -212,6 +236,27 @@ def test_what_loads_and_is_no_checkpoint(change, begun, tmp_path):
     with pytest.raises(ValueError, match=rf"{path}.*remove it to start this run again"):
         train(SMALL, tmp_path / "run.jsonl")
     assert path.read_bytes() == content
+
+
+@pytest.mark.parametrize(
+    "best",
+    [
+        lambda best: {},
+        lambda best: best | {"value": math.nan},
+        lambda best: best | {"epoch": 99},
+        lambda best: best | {"epoch": 0},
+        lambda best: best | {"model": {"x": torch.zeros(1)}},
+    ],
+)
+def test_a_best_epoch_that_cannot_be(best, tmp_path, monkeypatch):
+    config, path = replace(SMALL, validation=50, patience=5), tmp_path / "run.jsonl"
+    with monkeypatch.context() as stopped:
+        stopped.setattr(loop, "_too_late", lambda lines, until: len(lines) > 1)
+        train(config, path)
+    state = torch.load(path.with_suffix(".pt"), weights_only=True)
+    torch.save(state | {"best": best(state["best"])}, path.with_suffix(".pt"))
+    with pytest.raises(ValueError, match="remove it to start this run again"):
+        train(config, path)
 
 
 def test_a_run_begun_on_another_kind_of_device_goes_on(begun, tmp_path):
