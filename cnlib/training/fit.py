@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 
-from cnlib.training.build import OPTIMIZERS
 from cnlib.training.trainer import Trainer
 
 
@@ -30,13 +29,13 @@ def misfit(saved: Mapping[str, Any], trainer: Trainer) -> str | None:
                 value.ndim and value.shape != parameter.shape or not _finite(value)
             ):
                 return f"{name} of the optimizer has shape {tuple(value.shape)}, or is not finite"
-    fresh = OPTIMIZERS[config.optimizer](trainer.model.parameters(), config).state_dict()["param_groups"]
-    for group, usual in zip(saved["optimizer"]["param_groups"], fresh, strict=True):
-        for name in usual:
-            # a schedule moves the rate
-            fits = _is_rate(group.get(name)) if name in ("lr", "initial_lr") else group.get(name) == usual[name]
-            if not fits:
-                return f"{name} of the optimizer is {group.get(name)!r}"
+    groups, usual = saved["optimizer"]["param_groups"], trainer.optimizer.defaults
+    for group in groups:
+        for name, value in group.items():
+            # a schedule moves the rate; of several groups each may have settings of its own
+            free = name in ("params", "lr", "initial_lr") or len(groups) > 1 or name not in usual
+            if (name.endswith("lr") and not _is_rate(value)) or not (free or value == usual[name]):
+                return f"{name} of the optimizer is {value!r}"
     if (config.contexts == "none") != (not saved["contexts"]):
         return f"contexts {', '.join(saved['contexts']) or 'none'}, and the configuration has {config.contexts!r}"
     if config.patience and not best:
