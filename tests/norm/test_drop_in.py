@@ -44,7 +44,7 @@ PARTS = [(), ("weight",), ("bias",), RUNNING, ("num_batches_tracked",), (*RUNNIN
 
 
 @pytest.mark.parametrize("name", PAIRS)
-@pytest.mark.parametrize(("affine", "track", "bias"), itertools.product((True, False), repeat=3))
+@pytest.mark.parametrize(("affine", "track", "bias"), [*itertools.product((True, False), repeat=3)])
 @pytest.mark.parametrize("momentum", [0.1, None, 0.0, 1.0])
 def test_flags_and_parts_are_torchs(name, affine, track, bias, momentum):
     for none, flag, shape in itertools.product(PARTS, (None, True, False), ((6, 4, 5), (0, 4, 5), (3, 4, 0), (6, 4))):

@@ -52,6 +52,7 @@ both_modes = pytest.mark.parametrize("training", [True, False])
 @every_layer
 @both_modes
 @pytest.mark.parametrize("gradient", GRADIENTS)
+@pytest.mark.filterwarnings("ignore:Attempted to insert a get_attr Node", "ignore:`torch.jit.script` is deprecated")
 def test_jacobians(name, training, gradient):
     function = pure(*settled(name, training, gradient))
     wanted = plain_jacobian(function)
