@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from cnlib.norm import reestimate
+from cnlib.norm.recognition import base_of
 from cnlib.training import distributed, records
 from cnlib.training.augment import View
 from cnlib.training.batches import Batch, Split
@@ -92,7 +93,11 @@ def first_layer(model: nn.Module, config: Config) -> nn.Module:
     """The first layer of the method under test."""
     names = dict(model.named_modules())
     wanted = places(model, config)[0]
-    return names[wanted] if wanted in names else next(m for name, m in names.items() if fnmatchcase(name, wanted))
+    if wanted in names:
+        return names[wanted]
+    # a pattern means norm layers, though it may fit the names of others, and the model itself
+    fitting = [layer for name, layer in names.items() if fnmatchcase(name, wanted)]
+    return next((layer for layer in fitting if base_of(layer)), fitting[0])
 
 
 def final_readings(trainer: Reads) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from torch import nn
 
 import cnlib
 from cnlib.models import MODELS
-from cnlib.training import Config, Trainer, train
+from cnlib.training import Config, Trainer, readings, train
 
 torchvision = pytest.importorskip("torchvision")
 SMALL = {"model": "resnet18", "epochs": 1, "batch_size": 16, "train_size": 48, "test_size": 16, "lr": 1e-4}
@@ -62,3 +62,10 @@ def test_a_place_that_it_does_not_have_is_named():
         train(Config(**SMALL, placement=("bn1", "bn7")))
     with pytest.raises(ValueError, match="resnet18-slots has no norm slot bn7: its slots are stem, first"):
         train(Config(**SMALL | {"model": "resnet18-slots"}, placement=("bn7",)))
+
+
+def test_a_pattern_that_fits_everything_means_the_norm_layers():
+    data = cnlib.data.load("digits").subset(48, 16)
+    config = Config(**SMALL, norm="mn", contexts="random", num_contexts=2, placement=("*",))
+    trainer = Trainer(config, data, torch.device("cpu"))
+    assert isinstance(readings.first_layer(trainer.model, config), cnlib.MixtureNorm)
