@@ -18,7 +18,7 @@ from cnlib.norm.given import given
 from cnlib.norm.mixture import normalize_mixture
 
 ENCODERS = ("table", "linear", "embedder")
-INFERENCE = ("cn", "cn+")
+INFERENCE = ("cn", "cn+", "average")
 STARTS = ("identity", "glorot")
 
 
@@ -130,6 +130,16 @@ def context_norm_plus(x: Tensor, mean: Tensor, var: Tensor, eps: float = 1e-5, g
     return normalize_mixture(x, tau, priors, None, None, check_eps(eps), gradient)[0]
 
 
+def average_map(mean: Tensor, var: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """Mean and variance (1, C) with which context norm is the plain average of its maps of all T contexts.
+
+    The mean over r of (x - m_r) s_r, with s_r = (v_r + eps)^(-1/2), is (x - m) s with s = E[s_r], m = E[m_r s_r] / s.
+    """
+    scale = (var + eps).rsqrt()  # (T, C)
+    whole = scale.mean(0, keepdim=True)  # (1, C)
+    return (mean * scale).mean(0, keepdim=True) / whole, (whole.square().reciprocal() - eps).clamp_min(0)
+
+
 class ContextNorm(nn.Module):
     """Context normalization over (N, C) or (N, C, *) inputs, one context id a sample.
 
@@ -145,7 +155,8 @@ class ContextNorm(nn.Module):
     and log standard deviations uniform in +-sqrt(6 / (T + C)), so that contexts differ before training; with an encoder
     all its weights are drawn so, by their own sizes, and biases are 0. ``start_from`` starts from data.
     inference: "cn" normalizes with the sample's own context, "cn+" with all contexts as a mixture and no id
-    (Algorithm 3); only read in eval mode. affine: a per-channel scale and shift after it; bias: whether with the shift.
+    (Algorithm 3), "average" with the average of all contexts' maps, which needs no id either and no batch (ours); only
+    read in eval mode. affine: a per-channel scale and shift after it; bias: whether with the shift.
 
     CN-Channels is this layer on images, ``ContextNorm(3, T)`` on (N, 3, H, W); CN-Patches is this layer on
     patches or their embeddings, ``ContextNorm(D, T)`` on (N, D, patches).
@@ -280,6 +291,10 @@ class ContextNorm(nn.Module):
         mean, var = self.moments()
         if not self.training and self.inference == "cn+":
             return self._mixture(x, mean, var)
+        if not self.training and self.inference == "average":
+            ids = torch.zeros(len(x), dtype=torch.long, device=x.device)
+            moments = average_map(mean, var, self.eps)
+            return normalize_context(x, ids, *moments, self.weight, self.bias, self.eps, self.gradient)
         ids = given(self, "given_ids") if context is None else context
         ids = check_context(ids, x, self.num_contexts, self._name_in_errors())
         return normalize_context(x, ids, mean, var, self.weight, self.bias, self.eps, self.gradient)

@@ -55,6 +55,15 @@ def mass(tau: Tensor, positions: int) -> Tensor:
     return tau.sum((0, 2)).mul(positions if tau.shape[2] == 1 else 1).unsqueeze(1)
 
 
+def equal_values(held: Tensor, squares: Tensor) -> Tensor:
+    """(sum tau)^2 / sum tau^2, from both sums: the number of values of weight 1 that spread as these weights do.
+
+    The variance under weights tau-hat that sum to 1 is too small by 1 - sum tau-hat^2 = (n - 1) / n with this n, so
+    ``unbiased`` takes it. For tau 0 or 1 it is their sum.
+    """
+    return held.square() * invert(squares)
+
+
 def least(dtype: torch.dtype) -> float:
     """The least number of a type whose inverse can be squared, 1e-19 in float32: as 1/v^2 enters each gradient."""
     return math.sqrt(torch.finfo(dtype).tiny)

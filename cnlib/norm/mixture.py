@@ -32,7 +32,16 @@ from cnlib.norm.checks import (
     check_responsibilities,
     check_values,
 )
-from cnlib.norm.gaussians import collect, diagonal_log_joint, fit_diagonal, invert, mass, mix, mixture_moments
+from cnlib.norm.gaussians import (
+    collect,
+    diagonal_log_joint,
+    equal_values,
+    fit_diagonal,
+    invert,
+    mass,
+    mix,
+    mixture_moments,
+)
 from cnlib.norm.given import given
 from cnlib.norm.processes import group_of, total
 from cnlib.norm.running_mixture import Mixture, RunningMixture
@@ -255,12 +264,14 @@ class MixtureNorm(RunningMixture):
         own = x.shape[0] * positions(x)
         m: Tensor | int = own
         priors = tau.transpose(0, 1).flatten(1).mean(1)
+        weights = flatten(tau)
+        held, squares = mass(weights, positions(x)), mass(weights.detach().square(), positions(x))  # (K, 1)
         if group is not None:
-            held, m = total(group, mass(flatten(tau), positions(x))[:, 0], wide.new_full((), own))
-            priors = held / m
+            held, squares, m = total(group, held, squares, wide.new_full((), own))
+            priors = held[:, 0] / m
         y, mean, var = normalize_mixture(x, tau, priors, self.weight, self.bias, self.eps, self.gradient, group)
         if self.training and self.track_running_stats and not in_backward():
-            self.update_running(mean, var, m, priors)
+            self.update_running(mean, var, m, priors, equal_values(held, squares))
         return y
 
     @torch.no_grad()

@@ -99,8 +99,12 @@ class RunningMixture(nn.Module):
         return start
 
     @torch.no_grad()
-    def update_running(self, mean: Tensor, var: Tensor, m: Tensor | int, priors: Tensor) -> None:
-        """Move the running mixture towards a batch of m values a channel: mean, biased var (K, C), priors (K,)."""
+    def update_running(self, mean: Tensor, var: Tensor, m: Tensor | int, priors: Tensor, values: Tensor) -> None:
+        """Move the running mixture towards a batch of m values a channel: mean, biased var (K, C), priors (K,).
+
+        values (K, 1): the number of values with equal weights whose variance is as biased as that of a component, see
+        ``equal_values``.
+        """
         running = self.running()
         if running is None or (isinstance(m, int) and m == 0):
             return
@@ -112,8 +116,8 @@ class RunningMixture(nn.Module):
         if rate is None and self.num_batches_tracked is not None:
             rates = 1 / self.num_batches_tracked  # a plain average
         # An empty component has no moments in this batch; it keeps those it had.
-        alive, count = (priors > 0).unsqueeze(1), (priors * m).unsqueeze(1)
-        for old, batch in zip(running, (priors, mean, unbiased(var, count)), strict=True):
+        alive = (priors > 0).unsqueeze(1)
+        for old, batch in zip(running, (priors, mean, unbiased(var, values)), strict=True):
             moved = old + rates * (batch - old)
             move(old, moved if batch is priors else torch.where(alive, moved, old), type(self).__name__)
 

@@ -13,11 +13,13 @@ from torch import Tensor, nn
 from cnlib.norm.arithmetic import flatten, unbiased
 from cnlib.norm.batch import BATCH, SAMPLE, moments
 from cnlib.norm.family import InstanceNorm
+from cnlib.norm.gaussians import equal_values, invert
 from cnlib.norm.placement import use_context
 from cnlib.norm.processes import combine
 
 INSTANCE = nn.modules.instancenorm._InstanceNorm  # ours derives from it
-Row = tuple[Tensor, Tensor, Tensor]
+# mass, mean and biased variance of a batch, and its number of equal values, see `equal_values`
+Row = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
 def _tracks(layer: nn.Module) -> bool:
@@ -87,8 +89,8 @@ def reestimate(model: nn.Module, batches: Iterable[Any]) -> nn.Module:
                 model(x)
     if not any(seen.values()):
         raise ValueError("reestimate: no batch reached a layer that keeps running statistics; expected at least one")
-    for layer, (mass, mean, var) in [(layer, _together(layer, rows)) for layer, rows in seen.items() if rows]:
-        _write(layer, mass, mean, var)
+    for layer, found in [(layer, _together(layer, rows)) for layer, rows in seen.items() if rows]:
+        _write(layer, *found)
     return model
 
 
@@ -145,7 +147,7 @@ def _watchable(layer: nn.Module) -> bool:
 
 @contextmanager
 def _watched(seen: dict[nn.Module, list[Row]]) -> Iterator[None]:
-    """Collect mass, mean and biased variance of each layer's batches."""
+    """Collect a row for each of a layer's batches."""
     hooks = []
     try:
         for layer, rows in seen.items():
@@ -169,10 +171,12 @@ def _input_watcher(rows: list[Row]) -> Callable[..., None]:
         view = flatten(x).unsqueeze(2)  # (N, C, 1, L)
         if isinstance(layer, INSTANCE):
             mean, var, m = moments(view, SAMPLE)
-            rows.append((mean.new_tensor([len(x)]), mean.mean(0).flatten(), var.mean(0).flatten() * (m / (m - 1))))
+            count = mean.new_tensor([len(x)])
+            rows.append((count, mean.mean(0).flatten(), var.mean(0).flatten() * (m / (m - 1)), count))
         else:
             mean, var, m = moments(view, BATCH, _group_of_torchs(layer))
-            rows.append((mean.new_tensor([m]), mean.flatten(), var.flatten()))
+            count = mean.new_tensor([m])
+            rows.append((count, mean.flatten(), var.flatten(), count))
 
     return watch
 
@@ -185,23 +189,26 @@ def _group_of_torchs(layer: nn.Module) -> Any:
 
 
 def _moments_watcher(layer: Any, rows: list[Row]) -> Callable[..., None]:
-    def watch(mean: Tensor, var: Tensor, m: Tensor | int, priors: Tensor | None = None) -> None:
-        mass = mean.new_ones(1) * m if priors is None else (priors * m).unsqueeze(1)
-        rows.append((mass, mean, var))
+    def watch(mean: Tensor, var: Tensor, m: Tensor | int, *weighted: Tensor) -> None:
+        mass = values = mean.new_ones(1) * m
+        if weighted:  # a component's own
+            priors, values = weighted
+            mass = (priors * m).unsqueeze(1)
+        rows.append((mass, mean, var, values))
         if not getattr(layer, "started", True):
             # its means name the components for the batches to come
-            type(layer).update_running(layer, mean, var, m, priors)
+            type(layer).update_running(layer, mean, var, m, *weighted)
 
     return watch
 
 
-def _together(layer: nn.Module, rows: list[Row]) -> Row:
+def _together(layer: nn.Module, rows: list[Row]) -> tuple[Tensor, Tensor, Tensor]:
     """Mass, mean and unbiased variance of all batches."""
-    masses, means, variances = (torch.stack(column).cpu().double() for column in zip(*rows, strict=True))
+    masses, means, variances, values = (torch.stack(column).cpu().double() for column in zip(*rows, strict=True))
     mass, mean, var = combine(masses, means, variances)
     if isinstance(layer, INSTANCE):
         return mass, mean, combine(masses, variances, torch.zeros_like(variances))[1]
-    return mass, mean, unbiased(var, mass)
+    return mass, mean, unbiased(var, equal_values(mass, (masses.square() * invert(values)).sum(0)))
 
 
 @torch.no_grad()

@@ -48,8 +48,29 @@ def _unscaled_decay(parameters: Parameters, config: Config) -> torch.optim.Optim
     return optimizer
 
 
+class PrimedRMSprop(torch.optim.RMSprop):
+    """RMSprop whose mean of squared gradients starts at those of the first step, so that this is no longer than others.
+
+    torch starts it at 0: the first step is then 1 / sqrt(1 - alpha) times as long, ten times at alpha 0.99.
+    """
+
+    def step(self, closure: Any = None) -> Any:
+        for group in self.param_groups:
+            for w in group["params"]:
+                if w.grad is not None and not self.state[w]:
+                    g = w.grad.detach().add(w.detach(), alpha=group["weight_decay"])
+                    start = {"square_avg": g.square(), "momentum_buffer": torch.zeros_like(g)}
+                    self.state[w] = {"step": torch.zeros((), device=w.device), **start}
+        return super().step(closure)
+
+
 OPTIMIZERS: dict[str, Callable[[Parameters, Config], torch.optim.Optimizer]] = {
     "rmsprop": lambda p, c: torch.optim.RMSprop(p, lr=c.lr, weight_decay=c.weight_decay, momentum=c.momentum),
+    # alpha as in Keras, whose users write 0.9 for it or for the momentum
+    "rmsprop-keras": lambda p, c: torch.optim.RMSprop(
+        p, lr=c.lr, alpha=0.9, weight_decay=c.weight_decay, momentum=c.momentum
+    ),
+    "rmsprop-primed": lambda p, c: PrimedRMSprop(p, lr=c.lr, weight_decay=c.weight_decay, momentum=c.momentum),
     "sgd": lambda p, c: torch.optim.SGD(p, lr=c.lr, weight_decay=c.weight_decay, momentum=c.momentum),
     "adam": lambda p, c: torch.optim.Adam(p, lr=c.lr, weight_decay=c.weight_decay),
     "adamw": lambda p, c: torch.optim.AdamW(p, lr=c.lr, weight_decay=c.weight_decay),

@@ -104,6 +104,18 @@ def test_one_component_is_batch_norm(shape, seed, eps):
     assert_same(run(mixture.eval(), x), run(batch.eval(), x))
 
 
+@pytest.mark.parametrize("share", [0.5, 0.9, 1.0])
+def test_the_running_variance_is_unbiased_whatever_the_responsibilities(share):
+    """Values that do not depend on tau, so each component's variance is theirs: 1, on average over many batches."""
+    torch.manual_seed(0)
+    layer = cnlib.MixtureNorm(50, 4, momentum=None, affine=False).double()
+    for _ in range(400):
+        x, ids = torch.randn(8, 50, dtype=torch.float64), torch.arange(8) % 4
+        layer(x, (1 - share) / 4 + share * torch.nn.functional.one_hot(ids, 4).double())
+    # the standard error of each mean over 50 channels and 400 batches is about 0.01 at most
+    assert_same(layer.running_var.mean(1), torch.ones(4).double(), atol=0.05, rtol=0)
+
+
 def test_hard_responsibilities_are_batch_norm_per_group():
     x = double((6, 3, 2, 2), 0)
     ids = torch.tensor([0, 1, 0, 2, 1, 0])

@@ -214,7 +214,8 @@ class TestReestimate:
         var = torch.stack([(w * (values - m[:, None]).square()).sum(1) for w, m in zip(weights, mean, strict=True)])
         assert_same(layer.running_prior, mass / mass.sum())
         assert_same(layer.running_mean, mean)
-        assert_same(layer.running_var, var / (mass - 1)[:, None])
+        shares = weights / mass[:, None]
+        assert_same(layer.running_var, var / (mass * (1 - shares.square().sum(1)))[:, None])
 
     def test_the_first_batch_starts_a_mixture_that_has_not_started(self):
         layer = cnlib.MixtureNorm(3, 2).double()

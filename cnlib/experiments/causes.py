@@ -1,0 +1,128 @@
+"""Why does CN in the third layer start slowly, and its sigma run away? Each supposed cause, taken away by itself.
+
+    cnlib sweep sigma --profile reduced
+
+The network, data and sizes are those of `convnet`; chapter 9 reads the runs. Nothing here is printed in a paper.
+
+sigma        CN, and BN beside it, under optimizers that differ in one thing: momentum, the size of the first steps, the
+             size of all steps, the decay
+start        CN from the authors' random start, and from the moments of a first batch
+scale        MN and its controls, and BN whose output has MN's scale
+without-ids  CN read with wrong ids, and without any
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cnlib.data import ImageData
+from cnlib.experiments.convnet import CIFAR, METHODS, PROFILES, PUBLISHED, SEEDS, K, on
+from cnlib.norm import ContextNorm, MixtureNorm, frozen
+from cnlib.norm.gaussians import diagonal_log_joint
+from cnlib.sweeps.experiment import Experiment, Fields, Grid
+from cnlib.training import TASKS, Trainer
+from cnlib.training.readings import first_layer
+
+
+class Probe(Trainer):
+    """Classification with one cause changed, and readings that tell what a layer does.
+
+    first_batch: context norm starts from the moments of a first batch. gain: a constant by which the layer's output is
+    multiplied.
+    """
+
+    OPTIONS = {"first_batch": False, "gain": 1.0}
+
+    def setup(self, data: ImageData) -> None:
+        super().setup(data)
+        layer, gain = first_layer(self.model, self.config), self.options["gain"]
+        if self.options["first_batch"]:
+            self.start_from_first_batch(layer)
+        if gain != 1:
+            layer.register_forward_hook(lambda _, inputs, output: output * gain)
+        if isinstance(layer, ContextNorm):
+            truth = self.tests["test"]
+            self.tests["test_average"] = replace(truth, inference="average")
+            # the ids of other images: those of the next one in the batch
+            self.tests["test_wrong"] = replace(truth, contexts=lambda ids: ids.roll(1))
+
+    @torch.no_grad()
+    def start_from_first_batch(self, layer: nn.Module) -> None:
+        """Mean and variance of each context from images in an order of their own."""
+        generator = torch.Generator(self.device).manual_seed(self.config.seed)
+        batch = next(self.stream(self.train, generator))
+        seen: list[Tensor] = []
+        watch = layer.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+        with watch, frozen(self.model):
+            self.logits(self.model, batch)
+        layer.start_from(seen[0], batch.ids)  # type: ignore[operator]
+
+    def conclude(self) -> dict[str, Any]:
+        """The usual readings; of MN also how far its responsibilities are from 0 and 1 and the second moment of what it
+        gives before its affine map, on the test images."""
+        found, layer = super().conclude(), first_layer(self.model, self.config)
+        if not isinstance(layer, MixtureNorm):
+            return found
+        plain = copy.deepcopy(layer)
+        plain.weight = plain.bias = None
+        largest, second = [], []
+
+        def see(layer: Any, inputs: tuple[Tensor, ...]) -> None:
+            x, tau = inputs[0], layer.given_responsibilities
+            if tau is None:
+                prior, mean, var = layer.running()
+                tau = (
+                    diagonal_log_joint(x.flatten(2), prior, mean, var + layer.eps).softmax(1).unflatten(2, x.shape[2:])
+                )
+            largest.append(tau.amax(1).mean())
+            second.append(plain(x, tau).square().mean())
+
+        with layer.register_forward_pre_hook(see):
+            self.evaluate()
+        means = [float(torch.stack(values).mean()) for values in (largest, second)]
+        return found | dict(zip(("largest_responsibility", "second_moment"), means, strict=True))
+
+
+TASKS["probe"] = Probe
+THIRD_OF_100: Fields = {"dataset": "cifar100"}
+STEPS = 40  # of an epoch of the reduced profile
+CHANGES: tuple[Fields, ...] = (
+    {},
+    {"momentum": 0.0},
+    {"lr": 1e-4},  # with the momentum of 0.9, ten steps of which add up
+    {"momentum": 0.0, "lr": 1e-2},  # as far in the long run as with momentum, without it
+    {"optimizer": "rmsprop-primed"},
+    {"warmup": STEPS},
+    {"optimizer": "adamw"},
+    {"optimizer": "adamw", "lr": 1e-2},
+    {"optimizer": "adamw-tfa"},
+    {"optimizer": "rmsprop-keras"},
+    {"optimizer": "rmsprop-keras", "momentum": 0.0},
+)
+SIGMA = tuple({**THIRD_OF_100, **change} for change in CHANGES)
+STARTS = tuple({**THIRD_OF_100, **start} for start in ({"start": "glorot"}, {"options": {"first_batch": True}}))
+EXPERIMENT = Experiment(
+    name="causes",
+    about="what makes CN slow in the third layer, what MN's scale does, and CN without ids",
+    methods={
+        **{name: METHODS[name] for name in ("bn", "mn", "mn-em", "mn-random", "cn", "cn-channels")},
+        "bn-scaled": {"norm": "bn", "options": {"gain": math.sqrt(K)}},
+    },
+    published={**PUBLISHED, "task": "probe"},
+    profiles=PROFILES,
+    seeds={**SEEDS, "reduced": 3},
+    sweeps={
+        "sigma": (Grid(("cn",), SIGMA), Grid(("bn",), SIGMA)),
+        "start": (Grid(("cn",), STARTS),),
+        "scale": (Grid(("bn-scaled", "mn", "mn-em", "mn-random"), (THIRD_OF_100,)),),
+        "without-ids": (Grid(("cn", "cn-channels"), on(CIFAR[::-1], ({},))),),
+    },
+    printed={},
+)
+config = EXPERIMENT.config
