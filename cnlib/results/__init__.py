@@ -2,12 +2,14 @@
 
 runs = cnlib.results.load("convnet")                       # recorded runs of an experiment
 summary = cnlib.results.final(runs, "test_accuracy")       # {"bn": Interval, "cn": ...} over seeds
-cnlib.results.difference(runs, "cn", "cn-random")          # running best and last epochs, paired; shown or not
+cnlib.results.difference(runs, "cn", "cn-random")          # in three readings, paired on equal seeds; shown or not
+cnlib.results.contrast(runs, [("cn", "cn-random")])         # over seeds, test images and settings
 cnlib.results.published("icdm_table_5").rows
 cnlib.results.reproduction(runs)                           # every published number beside ours, with a verdict
 """
 
 from cnlib.results.benchmarks import machines, measured
+from cnlib.results.contrasts import Contrast, Estimate, contrast, correct, crossed, holm, labels
 from cnlib.results.formats import to_numbers, to_text
 from cnlib.results.images import MixtureRecord, mixture_record
 from cnlib.results.intervals import Difference, Interval, difference, final, interval, paired
@@ -18,15 +20,22 @@ from cnlib.results.runs import by_method, experiments, load, select, to_frame
 __all__ = [
     "VERDICTS",
     "Cell",
+    "Contrast",
     "Difference",
+    "Estimate",
     "Interval",
     "MixtureRecord",
     "Table",
     "by_method",
+    "contrast",
+    "correct",
+    "crossed",
     "difference",
     "experiments",
     "final",
+    "holm",
     "interval",
+    "labels",
     "load",
     "machines",
     "measured",

@@ -30,11 +30,15 @@ def to_numbers(cells: Sequence[Cell]) -> pd.DataFrame:
             "printed_gap": cell.gap,
             **reading("ours", cell.ours),
             **reading("last_three", cell.late),
+            **reading("reestimated", cell.reestimated),
             **reading("ours_gap", gap.best if gap else None),
             **reading("last_three_gap", gap.late if gap else None),
+            **reading("reestimated_gap", gap.reestimated if gap else None),
+            "power": cell.power,
             "diverged": cell.diverged,
             "verdict": cell.verdict,
             "profile": cell.profile,
+            "runs": cell.runs,
             "command": cell.command,
         }
 
@@ -60,11 +64,15 @@ def to_text(cells: Sequence[Cell]) -> pd.DataFrame:
             "cell": [cell.label for cell in cells],
             "printed": [text(cell.published, ".2f") for cell in cells],
             "ours": [text(cell.ours, ".1f") for cell in cells],
-            "last three": [text(cell.late, ".1f") for cell in cells],
+            "re-estimated": [text(cell.reestimated, ".1f") for cell in cells],
             "seeds": [seeds(cell) for cell in cells],
             f"printed - {baseline}": [text(cell.gap, "+.2f") for cell in cells],
             f"ours - {baseline}": [text(cell.ours_gap.best if cell.ours_gap else None, "+.1f") for cell in cells],
             f"last three - {baseline}": [text(cell.ours_gap.late if cell.ours_gap else None, "+.1f") for cell in cells],
+            f"re-estimated - {baseline}": [
+                text(cell.ours_gap.reestimated if cell.ours_gap else None, "+.1f") for cell in cells
+            ],
+            "power": [text(cell.power, ".2f") for cell in cells],
             "verdict": [f"{cell.verdict} ({cell.profile})" if cell.profile else cell.verdict for cell in cells],
             "command": [cell.command for cell in cells],
         }

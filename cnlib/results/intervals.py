@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from cnlib.results.runs import by_method
+from cnlib.results.runs import by_method, select
 from cnlib.training.records import Run
 
 # epochs whose mean stands beside the running best
@@ -79,6 +79,14 @@ def value_at(run: Run, metric: str, epoch: int | None = None, best: bool = False
     return float((np.nanmin if metric.endswith("loss") else np.nanmax)(curve))
 
 
+def reestimated(run: Run, metric: str) -> float | None:
+    """A metric after the last epoch under running statistics re-estimated on the training images, None where the run
+    does not have it: "test_accuracy" is then "test_reestimated_accuracy"."""
+    reading, _, what = metric.rpartition("_")
+    value = run.final.get(f"{reading}_reestimated_{what}")
+    return None if value is None else float(value)
+
+
 def _values(runs: Sequence[Run], metric: str, *how: Any) -> dict[str, dict[int, float]]:
     """{method: {seed: value}}"""
     return {
@@ -132,23 +140,40 @@ def paired(
 
 @dataclass(frozen=True)
 class Difference:
-    """One method less another, in two readings of the same runs: the running best, which is the kind of number that
-    papers print, and the mean of the last three epochs, which nothing has chosen."""
+    """One method less another, in up to three readings of the same runs: the running best, which is the kind of number
+    that papers print; the mean of the last three epochs, which nothing has chosen; and the last epoch with running
+    statistics re-estimated on the training images, where two seeds or more have it. Claims rest on the last."""
 
     best: Interval
     late: Interval
+    reestimated: Interval | None = None
+
+    @property
+    def claims(self) -> tuple[Interval, ...]:
+        """What a claim has to hold in: the re-estimated reading, or else both others."""
+        return (self.best, self.late) if self.reestimated is None else (self.reestimated,)
 
     @property
     def shown(self) -> bool:
-        """Whether both intervals leave zero out, on one side."""
-        return min(self.best.low, self.late.low) > 0 or max(self.best.high, self.late.high) < 0
+        """Whether these leave zero out, on one side."""
+        return min(part.low for part in self.claims) > 0 or max(part.high for part in self.claims) < 0
 
     def __format__(self, spec: str) -> str:
-        return f"{format(self.best, spec)} and {format(self.late, spec)}"
+        return " and ".join(format(part, spec) for part in self.claims)
 
 
 def difference(
     runs: Sequence[Run], first: str, second: str, metric: str | tuple[str, str] = "test_accuracy"
 ) -> Difference:
     """(first - second), paired over the seeds both methods have; metric: of both, or a pair, as in `paired`."""
-    return Difference(paired(runs, first, second, metric, best=True), paired(runs, first, second, metric, last=LATE))
+    metrics = (metric, metric) if isinstance(metric, str) else metric
+    ours, theirs = (
+        {run.config.seed: value for run in select(runs, method=method) if (value := reestimated(run, name)) is not None}
+        for method, name in zip((first, second), metrics, strict=True)
+    )
+    both = [ours[seed] - theirs[seed] for seed in sorted(ours.keys() & theirs.keys())]
+    return Difference(
+        paired(runs, first, second, metric, best=True),
+        paired(runs, first, second, metric, last=LATE),
+        interval(both) if len(both) > 1 else None,
+    )

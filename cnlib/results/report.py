@@ -7,24 +7,25 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from cnlib.experiments import EXPERIMENTS
-from cnlib.results.intervals import LATE, Difference, Interval, interval, value_at
+from cnlib.results.intervals import LATE, Difference, Interval, interval, reestimated, value_at
 from cnlib.results.papers import published, tables
 from cnlib.results.runs import experiments, load
 from cnlib.sweeps import Experiment, Printed
 from cnlib.training import Config, Run
 
 VERDICTS = {
-    "reproduced": "the difference from the baseline (BN, for the ConvNet) has the printed sign, and leaves 0 out of "
-    "both its intervals: that of the running best and that of the last three epochs. For the baseline, at the paper's "
-    "size only: the printed value could be one more seed of ours",
-    "not reproduced": "it leaves 0 out of both, and has the other sign, or the papers print less than a tenth of a "
-    "point. For the baseline: the printed value is none of ours",
-    "within noise": "one of the two intervals contains 0: these seeds at this size cannot tell the two apart",
+    "inside": "the printed difference lies inside our interval and 0 does not; where the papers print less than a "
+    "tenth of a point, the interval lies inside plus or minus one point. For the baseline, at the paper's size only: "
+    "the printed value could be one more seed of ours",
+    "outside": "the printed difference lies outside our interval: at this size a difference as large as printed is "
+    "excluded. For the baseline: the printed value is none of ours",
+    "undecided": "our interval contains both, or its readings disagree: these seeds at this size cannot tell",
     "baseline": "with which the others are compared, or one that has no printed baseline; below the paper's size",
-    "not yet run": "no recorded runs",
+    "not yet run": "no recorded runs; of CN+, none read with statistics that fit it",
 }
 SHORT = {"weight_decay": "wd"}
 TIE = 0.1  # percentage points: a smaller printed difference claims none
+MARGIN = 1.0  # percentage points: two methods closer than this are called equivalent
 Row = dict[str, str | float | None]
 
 
@@ -33,9 +34,10 @@ class Cell:
     """One printed number. All values in percent.
 
     row: its printed coordinates. gap: printed value minus that of `baseline` in the same setting, None for the baseline
-    itself and where one of the two is not printed. ours, late: mean and interval over seeds of the running best on the
-    test images, and of the last three epochs, which no test image has chosen. ours_gap: the same less the baseline's,
-    paired on equal seeds.
+    itself and where one of the two is not printed. ours, late, reestimated: mean and interval over seeds in the three
+    readings of `Difference`; the last only where the cell is of the last epoch. ours_gap: the same less the baseline's,
+    paired on equal seeds. power: the chance that this many seeds with the spread found tell the printed difference from
+    0, if it is true. runs: whose runs it rests on; cells with the same ones are not independent.
     """
 
     table: str
@@ -48,9 +50,12 @@ class Cell:
     epoch: str = ""  # ours, where the paper prints several: "3 of 10"
     ours: Interval | None = None
     late: Interval | None = None
+    reestimated: Interval | None = None
     ours_gap: Difference | None = None
     diverged: int = 0
     baseline: str = ""
+    power: float | None = None
+    runs: str = ""
 
     @property
     def label(self) -> str:
@@ -120,14 +125,17 @@ def _cell(name: str, row: Row, experiment: Experiment | None, recorded: RunIndex
     gap = _gap(value, row, baseline, table)
     for profile in reversed([*experiment.profiles]):
         runs = recorded.find(experiment, printed, profile, row)
-        ours, late = readings = _readings(runs, _metric(printed, row), row)
-        if not ours:
+        readings = _readings(runs, _metric(printed, row), row)
+        if not readings[0]:
             continue
-        best = interval([*ours.values()])
+        best, late, last = (_interval(values) for values in readings)
+        assert best is not None
         against = experiment.printed[table]
         theirs = row | {"model": baseline}
         others = {} if row["model"] == baseline else recorded.find(experiment, against, profile, theirs)
         difference = _difference(readings, _readings(others, _metric(against, theirs), theirs))
+        if difference and printed.readings.get(str(row["model"])) and difference.reestimated is None:
+            difference = None  # running statistics are those of the network as it was trained
         return Cell(
             name,
             row,
@@ -138,10 +146,13 @@ def _cell(name: str, row: Row, experiment: Experiment | None, recorded: RunIndex
             profile,
             _share(next(iter(runs.values())).config, row),
             best,
-            interval([*late.values()]),
+            late,
+            last,
             difference,
-            diverged=len(runs) - len(ours),
+            diverged=len(runs) - best.n,
             baseline=baseline,
+            power=None if gap is None or difference is None else _power(gap, difference.claims),
+            runs=" - ".join(dict.fromkeys(_series(experiment, found) for found in (runs, others) if found)),
         )
     command = f"cnlib sweep {printed.sweep} --profile paper --device cuda"
     return Cell(name, row, value, gap, "not yet run", command, baseline=baseline)
@@ -159,22 +170,34 @@ def _share(config: Config, row: Row) -> str:
     return f"{epoch} of {config.epochs}" if epoch < config.epochs else ""
 
 
-def _readings(runs: Mapping[int, Run], metric: str, row: Row) -> tuple[dict[int, float], dict[int, float]]:
-    """Running best and mean of the last epochs, {seed: percent}, of the runs that did not diverge."""
-    best, late = {}, {}
+def _series(experiment: Experiment, runs: Mapping[int, Run]) -> str:
+    """What the names of their records share: "reduced-cifar100-cn"."""
+    return experiment.record_name(next(iter(runs.values())).config).rpartition("-")[0]
+
+
+def _readings(runs: Mapping[int, Run], metric: str, row: Row) -> tuple[dict[int, float], ...]:
+    """Running best, mean of the last epochs, re-estimated reading, {seed: percent}, of runs that did not diverge."""
+    best, late, last = {}, {}, {}
     for seed, run in runs.items():
         if run.status == "finished":
             epoch = _epoch(run.config, row)
             best[seed] = 100 * value_at(run, metric, epoch, best=True)
             late[seed] = 100 * value_at(run, metric, epoch, last=min(LATE, epoch))
-    return best, late
+            if epoch == run.config.epochs and (value := reestimated(run, metric)) is not None:
+                last[seed] = 100 * value
+    return best, late, last
+
+
+def _interval(values: Mapping[int, float]) -> Interval | None:
+    return interval([*values.values()]) if values else None
 
 
 def _difference(ours: tuple[dict[int, float], ...], theirs: tuple[dict[int, float], ...]) -> Difference | None:
-    best, late = (
-        [mine[seed] - other[seed] for seed in mine if seed in other] for mine, other in zip(ours, theirs, strict=True)
+    best, late, last = (
+        _interval({seed: mine[seed] - other[seed] for seed in mine if seed in other})
+        for mine, other in zip(ours, theirs, strict=True)
     )
-    return Difference(interval(best), interval(late)) if best else None
+    return Difference(best, late, last if last and last.n > 1 else None) if best and late else None
 
 
 def _gap(value: float | None, row: Row, baseline: str, table: str) -> float | None:
@@ -192,13 +215,29 @@ def _gap(value: float | None, row: Row, baseline: str, table: str) -> float | No
 def _verdict(gap: float, ours: Difference | None) -> str:
     if ours is None:
         return "not yet run"
-    if not ours.shown:
-        return "within noise"
-    return "reproduced" if abs(gap) >= TIE and (ours.best.mean > 0) == (gap > 0) else "not reproduced"
+    hits = [part.low <= gap <= part.high or part.n == 1 for part in ours.claims]
+    if not any(hits):
+        return "outside"
+    tie = abs(gap) < TIE and all(max(-part.low, part.high) < MARGIN for part in ours.claims)
+    return "inside" if all(hits) and (ours.shown or tie) else "undecided"
+
+
+def _power(gap: float, claims: Sequence[Interval]) -> float | None:
+    """Of a paired t-test at 5 % of each reading, the least: by the noncentral t distribution."""
+    from scipy.special import nctdtr, stdtrit
+
+    found = []
+    for part in claims:
+        if part.n < 2 or not part.half > 0:
+            return None
+        t = float(stdtrit(part.n - 1, 0.975))
+        shift = abs(gap) / (part.half / t)  # in standard errors
+        found.append(float(1 - nctdtr(part.n - 1, shift, t) + nctdtr(part.n - 1, shift, -t)))
+    return min(found)
 
 
 def _baseline_verdict(value: float | None, ours: Interval, profile: str) -> str:
     """At the paper's size: could the printed run be one more seed of ours?"""
     if profile != "paper" or value is None or ours.n < 2:
         return "baseline"
-    return "reproduced" if abs(value - ours.mean) <= ours.half * math.sqrt(ours.n + 1) else "not reproduced"
+    return "inside" if abs(value - ours.mean) <= ours.half * math.sqrt(ours.n + 1) else "outside"

@@ -68,12 +68,17 @@ def test_final_last_best_and_at_an_epoch():
 
 
 @pytest.mark.parametrize("last, shown", [(0.5, True), (-0.2, False), (-2.0, False)])
-def test_a_difference_is_shown_if_the_best_and_the_last_epochs_leave_zero_out_on_one_side(last, shown):
+def test_without_a_reestimated_reading_a_difference_needs_the_best_and_the_last_epochs(last, shown):
     gains = [(0.6, 0.5, last + e) for e in (-0.1, 0.0, 0.1)]
     runs = [run("cn", s, a) for s, a in enumerate(gains)] + [run("bn", s, (0.3, 0.3, 0.3)) for s in range(3)]
     found = results.difference(runs, "cn", "bn")
     assert found.shown == shown and found.best.low > 0
-    assert f"{found:+.1%}".startswith("+30.0 ± 0.0 % and ")
+    assert f"{found:+.1%}".startswith("+30.0 ± 0.0 % and ") and found.reestimated is None
+    for one in runs[:2] + runs[3:]:
+        one.final["test_reestimated_accuracy"] = 0.2 + 0.1 * (one.config.method == "cn") + 0.01 * one.config.seed
+    found = results.difference(runs, "cn", "bn")  # of the two seeds that have it
+    assert found.shown and found.claims == (found.reestimated,) and found.reestimated.n == 2
+    assert f"{found:+.1%}" == "+10.0 ± 0.0 %"
 
 
 def test_pairing_uses_equal_seeds_only():

@@ -1,0 +1,166 @@
+"""Differences between methods as claims: over seeds, test images and settings at once, with a margin and many tests."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+
+from cnlib.records import RECORDS
+from cnlib.results.intervals import Interval
+from cnlib.results.runs import by_method, select
+from cnlib.training.records import Run, read_lines, unpack
+
+LABELS = RECORDS / "labels"
+REESTIMATED = "test_reestimated"
+Pair = tuple[str, str]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean difference, its standard error and the degrees of freedom of that: what Student's t needs."""
+
+    mean: float
+    se: float
+    df: float
+    n: int = 1  # seeds, or settings
+
+    def interval(self, level: float = 0.95) -> Interval:
+        """Mean plus or minus half the interval of this level."""
+        from scipy.special import stdtrit
+
+        return Interval(self.mean, float(stdtrit(self.df, 0.5 + level / 2)) * self.se, self.n)
+
+    @property
+    def p(self) -> float:
+        """Of a difference at least as large, in either direction, where there is none."""
+        return 2 * self._above(abs(self.mean))
+
+    def p_equivalent(self, margin: float) -> float:
+        """Of two one-sided tests (TOST): below 0.05 exactly where the 90 % interval lies inside plus or minus the
+        margin. Source: Schuirmann (1987)."""
+        return max(self._above(self.mean + margin), self._above(margin - self.mean))
+
+    def detectable(self, power: float = 0.8) -> float:
+        """The least true difference that a test at 5 % finds with this power, at the standard error found."""
+        from scipy.special import stdtrit
+
+        return float(stdtrit(self.df, 0.975) + stdtrit(self.df, power)) * self.se
+
+    def _above(self, value: float) -> float:
+        from scipy.special import stdtr
+
+        return float(stdtr(self.df, -value / self.se))
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """One method less another in several settings, as shares of the test images.
+
+    settings: {"cifar10, cn - bn": over seeds and images}. mean: over exactly these settings, which share networks and
+    images. among: over settings, as if these were drawn from many like them; wide where there are few.
+    """
+
+    settings: Mapping[str, Estimate]
+    mean: Estimate
+    among: Estimate
+
+
+def labels(dataset: str, test_size: int | None) -> np.ndarray:
+    """The classes (N,) of the test images of recorded runs, in their order, from the package."""
+    path = LABELS / f"{dataset}-{test_size or 'all'}.jsonl"
+    if not path.is_file():
+        known = ", ".join(sorted(file.stem for file in LABELS.glob("*.jsonl"))) or "none"
+        raise ValueError(f"no labels of {path.stem} in the package: there are {known}; `python -m studies.labels` adds")
+    return _labels(path)
+
+
+@cache
+def _labels(path: Path) -> np.ndarray:
+    return unpack(read_lines(path)[0]["labels"])
+
+
+def correct(run: Run, reading: str = REESTIMATED) -> np.ndarray:
+    """Whether each test image (N,) was classified rightly after the last epoch."""
+    return run.predictions(reading) == labels(run.config.dataset, run.config.test_size)
+
+
+def crossed(values: np.ndarray) -> Estimate:
+    """The mean of values (S, N) of S seeds and N images, where both are samples: a two-way layout with random rows and
+    columns and one value a cell.
+
+    With the mean squares between rows, between columns and of the rest, the variance of the mean is
+    (MS_rows + MS_columns - MS_rest) / (S N), each of the two at least MS_rest; degrees of freedom by Satterthwaite.
+    Source: Cornfield & Tukey (1956).
+    """
+    values = np.asarray(values, dtype=float)
+    s, n = values.shape
+    if s < 2 or n < 2:
+        raise ValueError(f"crossed needs two seeds and two images at least, got values of shape {values.shape}")
+    rows, columns, mean = values.mean(1), values.mean(0), values.mean()
+    rest = ((values - rows[:, None] - columns + mean) ** 2).sum() / ((s - 1) * (n - 1))
+    of_rows, of_columns = max(n * rows.var(ddof=1), rest), max(s * columns.var(ddof=1), rest)
+    variance = of_rows + of_columns - rest
+    spread = of_rows**2 / (s - 1) + of_columns**2 / (n - 1) + rest**2 / ((s - 1) * (n - 1))
+    df = variance**2 / spread if spread else math.inf
+    return Estimate(float(mean), math.sqrt(variance / (s * n)), df, s)
+
+
+def contrast(runs: Sequence[Run], pairs: Sequence[Pair], readings: Pair = (REESTIMATED, REESTIMATED)) -> Contrast:
+    """First less second of each pair of methods on each data set, over the seeds that both have.
+
+    readings: of the first and of the second, see `Run.predictions`. Two pairs on one data set may share networks, and
+    they share images, so their differences are averaged image by image before anything is estimated; different data
+    sets share nothing. Raises ValueError where a pair has fewer than two seeds in common, or runs of two settings.
+    """
+    settings: dict[str, Estimate] = {}
+    parts: list[tuple[int, Estimate]] = []
+    for dataset in dict.fromkeys(run.config.dataset for run in runs):
+        methods = by_method(select(runs, dataset=dataset))
+        tables = {}
+        for first, second in pairs:
+            ours, theirs = (methods.get(name, {}) for name in (first, second))
+            seeds = [s for s in sorted(ours.keys() & theirs.keys()) if _kept(ours[s], theirs[s], readings)]
+            if len(seeds) < 2:
+                raise ValueError(
+                    f"{dataset}: {first} and {second} have {len(seeds)} seeds with predictions of "
+                    f"{' and '.join(dict.fromkeys(readings))} in common: expected two at least"
+                )
+            values = [correct(ours[s], readings[0]) - correct(theirs[s], readings[1]).astype(float) for s in seeds]
+            tables[first, second] = dict(zip(seeds, values, strict=True))
+            settings[f"{dataset}, {first} - {second}"] = crossed(np.stack(values))
+        shared = sorted(set.intersection(*(set(table) for table in tables.values())))
+        whole = np.stack([np.mean([table[seed] for table in tables.values()], axis=0) for seed in shared])
+        parts.append((len(tables), crossed(whole)))
+    means = np.array([found.mean for found in settings.values()])
+    among = Estimate(float(means.mean()), float(means.std(ddof=1) / math.sqrt(len(means))), len(means) - 1, len(means))
+    return Contrast(settings, _together(parts), among)
+
+
+def _kept(first: Run, second: Run, readings: Pair) -> bool:
+    return all(
+        reading in run.final.get("predictions", {}) for run, reading in zip((first, second), readings, strict=True)
+    )
+
+
+def _together(parts: Sequence[tuple[int, Estimate]]) -> Estimate:
+    """The weighted mean of independent estimates."""
+    whole = sum(weight for weight, _ in parts)
+    variances = [(weight / whole * part.se) ** 2 for weight, part in parts]
+    mean = sum(weight / whole * part.mean for weight, part in parts)
+    spread = sum(v**2 / part.df for v, (_, part) in zip(variances, parts, strict=True))
+    df = sum(variances) ** 2 / spread if spread else math.inf
+    return Estimate(mean, math.sqrt(sum(variances)), df, min(part.n for _, part in parts))
+
+
+def holm(values: Mapping[str, float]) -> dict[str, float]:
+    """p values corrected for their number: one below 0.05 by accident in a twentieth of such families. Holm (1979)."""
+    adjusted, least = dict.fromkeys(values, 1.0), 0.0
+    for rank, name in enumerate(sorted(values, key=lambda name: values[name])):
+        least = max(least, min(1.0, (len(values) - rank) * values[name]))
+        adjusted[name] = least
+    return adjusted

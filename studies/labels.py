@@ -1,0 +1,33 @@
+"""Ship the classes of the test images that recorded runs are read on, so that intervals can cover images.
+
+python -m studies.labels cifar10 cifar100 --test-size 2000
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from cnlib.data import load
+from cnlib.results.contrasts import LABELS
+from cnlib.training.records import pack, write_lines
+
+
+def ship(
+    datasets: list[str],
+    test_size: Annotated[int | None, typer.Option(help="of a stratified subset; by default all")] = None,
+) -> None:
+    """Write the labels of each data set's test images, in the order in which runs of that size see them."""
+    import torch
+
+    for name in datasets:
+        data = load(name)
+        chosen = torch.as_tensor(data.subset(None, test_size).test_labels)
+        line = {"type": "header", "dataset": name, "data": data.checksum, "labels": pack(chosen)}
+        write_lines(LABELS / f"{name}-{test_size or 'all'}.jsonl", [line])
+        print(f"{len(chosen)} labels of {name}")
+
+
+if __name__ == "__main__":
+    typer.run(ship)

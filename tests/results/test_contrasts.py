@@ -1,0 +1,138 @@
+"""Contrasts: over seeds and images at once, pooled over settings, with a margin; beside a simulation or a library."""
+
+import numpy as np
+import pytest
+import torch
+
+from cnlib import results
+from cnlib.data import load
+from cnlib.experiments.convnet import PRIMARY
+from cnlib.records import RECORDS
+from cnlib.results import contrasts
+from cnlib.training import Config
+from cnlib.training.records import Run, pack
+
+stats = pytest.importorskip("scipy.stats")
+
+
+def drawn(rng, seeds, images, of_seed, of_image, rest, mean=0.0):
+    rows, columns = of_seed * rng.normal(size=(seeds, 1)), of_image * rng.normal(size=(1, images))
+    return mean + rows + columns + rest * rng.normal(size=(seeds, images))
+
+
+@pytest.mark.parametrize("spread", [(0.5, 0.5, 2.0), (0.5, 0.0, 1.0), (0.0, 1.0, 1.0), (0.0, 0.0, 1.0)])
+def test_crossed_intervals_cover_the_truth_as_often_as_they_say(spread):
+    """A t interval over seeds alone would leave out the images: its coverage is asserted to be too small there."""
+    rng, hits, alone = np.random.default_rng(0), [], []
+    for _ in range(1000):
+        values = drawn(rng, 4, 60, *spread, mean=0.3)
+        found = contrasts.crossed(values).interval()
+        hits.append(found.low <= 0.3 <= found.high)
+        low, high = results.interval(values.mean(1)).low, results.interval(values.mean(1)).high
+        alone.append(low <= 0.3 <= high)
+    assert np.mean(hits) > 0.935
+    if spread == (0.0, 1.0, 1.0):
+        assert np.mean(alone) < 0.85
+
+
+def test_without_image_effects_an_estimate_is_the_t_interval_over_seeds():
+    values = np.array([[0.1], [0.3], [0.2]]) + np.zeros((1, 50))
+    found, plain = contrasts.crossed(values).interval(), results.interval([0.1, 0.3, 0.2])
+    np.testing.assert_allclose([found.mean, found.half, found.n], [plain.mean, plain.half, 3])
+    with pytest.raises(ValueError, match="two seeds and two images at least"):
+        contrasts.crossed(values[:1])
+
+
+def test_p_values_are_those_of_scipys_t_tests():
+    values = [0.2, 0.5, 0.1, 0.4, 0.6]
+    one = contrasts.Estimate(np.mean(values), stats.sem(values), 4)
+    assert one.p == pytest.approx(stats.ttest_1samp(values, 0).pvalue)
+    for margin in (0.2, 0.5, 1.0):
+        lower = stats.ttest_1samp(values, -margin, alternative="greater").pvalue
+        upper = stats.ttest_1samp(values, margin, alternative="less").pvalue
+        assert one.p_equivalent(margin) == pytest.approx(max(lower, upper))
+        inside = max(abs(one.interval(0.9).low), abs(one.interval(0.9).high)) < margin
+        assert inside == (one.p_equivalent(margin) < 0.05)
+
+
+def test_what_can_be_detected_is_detected_with_the_power_asked_for():
+    rng, n = np.random.default_rng(1), 20
+    one = contrasts.Estimate(0.0, 1 / np.sqrt(n), n - 1)
+    samples = rng.normal(one.detectable(0.8), 1, (20_000, n))
+    share = (stats.ttest_1samp(samples, 0, axis=1).pvalue < 0.05).mean()
+    assert share == pytest.approx(0.8, abs=0.02)
+
+
+def test_holm_corrects_as_published():
+    found = results.holm({"a": 0.01, "b": 0.04, "c": 0.03, "d": 0.005})
+    assert found == pytest.approx({"d": 0.02, "a": 0.03, "c": 0.06, "b": 0.06})
+    assert results.holm({"a": 0.6, "b": 0.7}) == {"a": 1.0, "b": 1.0}
+
+
+def run(method, seed, guesses, dataset="cifar10"):
+    config = Config(method=method, seed=seed, dataset=dataset, test_size=2000)
+    final = {"predictions": {"test_reestimated": pack(torch.as_tensor(guesses))}}
+    return Run(f"{dataset}-{method}-s{seed}", config, {}, {}, "finished", final=final)
+
+
+def with_accuracy(rng, dataset, share):
+    truth = results.labels(dataset, 2000).copy()
+    wrong = rng.random(len(truth)) > share
+    truth[wrong] = (truth[wrong] + 1) % 10
+    return truth
+
+
+def test_a_contrast_averages_what_shares_images_and_counts_data_sets_apart():
+    rng, runs = np.random.default_rng(0), []
+    for dataset in ("cifar10", "cifar100"):
+        for seed in range(3):
+            base = with_accuracy(rng, dataset, 0.6)
+            runs += [run("bn", seed, base, dataset)]
+            runs += [run("cn", seed, with_accuracy(rng, dataset, 0.7), dataset)]
+            runs += [run("cn-channels", seed, base, dataset)]  # never differs
+    found = results.contrast(runs, [("cn", "bn"), ("cn-channels", "bn")])
+    assert list(found.settings) == [f"{d}, {m} - bn" for d in ("cifar10", "cifar100") for m in ("cn", "cn-channels")]
+    gains = [e.mean for e in found.settings.values()]
+    assert gains[1] == gains[3] == 0 and gains[0] == pytest.approx(0.1, abs=0.03)
+    assert found.mean.mean == pytest.approx(np.mean(gains)) and found.mean.n == 3
+    expected = results.interval(gains)
+    np.testing.assert_allclose([found.among.mean, found.among.interval().half], [expected.mean, expected.half])
+    # averaged with a setting in which nothing differs, the error of the other is halved
+    alone = results.contrast(runs, [("cn", "bn")])
+    assert found.mean.se == pytest.approx(alone.mean.se / 2, rel=1e-9)
+
+
+def test_what_cannot_be_contrasted_is_an_error():
+    rng = np.random.default_rng(0)
+    runs = [run(m, s, with_accuracy(rng, "cifar10", 0.5)) for m in ("bn", "cn") for s in range(2)]
+    runs[-1].final.clear()
+    with pytest.raises(ValueError, match="cn and bn have 1 seeds with predictions of test_reestimated in common"):
+        results.contrast(runs, [("cn", "bn")])
+    with pytest.raises(ValueError, match="no labels of mnist-2000 in the package: there are cifar10-2000"):
+        results.labels("mnist", 2000)
+
+
+def test_shipped_labels_give_every_recorded_accuracy():
+    runs = [r for r in results.load("convnet") if "predictions" in r.final]
+    assert len(runs) >= 40
+    for r in runs:
+        for reading in r.final["predictions"]:
+            known = r.final.get(f"{reading}_accuracy", r.epochs.get(f"{reading}_accuracy", [None])[-1])
+            assert results.correct(r, reading).mean() == pytest.approx(known, abs=1e-9)
+
+
+@pytest.mark.parametrize("path", sorted((RECORDS / "labels").glob("*.jsonl")), ids=lambda p: p.stem)
+def test_shipped_labels_are_those_of_the_data(path):
+    name, size = path.stem.rsplit("-", 1)
+    try:
+        data = load(name)
+    except (OSError, ValueError):
+        pytest.skip(f"{name} is not here")
+    np.testing.assert_array_equal(results.labels(name, int(size)), data.subset(None, int(size)).test_labels)
+
+
+def test_primary_contrasts_are_of_methods_that_exist():
+    from cnlib.experiments import EXPERIMENTS
+
+    methods = EXPERIMENTS["convnet"].methods
+    assert all(name in methods for pairs, _ in PRIMARY.values() for pair in pairs for name in pair)
