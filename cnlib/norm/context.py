@@ -293,10 +293,10 @@ class ContextNorm(nn.Module):
             return self._mixture(x, mean, var)
         if not self.training and self.inference == "average":
             ids = torch.zeros(len(x), dtype=torch.long, device=x.device)
-            moments = average_map(mean, var, self.eps)
-            return normalize_context(x, ids, *moments, self.weight, self.bias, self.eps, self.gradient)
-        ids = given(self, "given_ids") if context is None else context
-        ids = check_context(ids, x, self.num_contexts, self._name_in_errors())
+            mean, var = average_map(mean, var, self.eps)
+        else:
+            told = given(self, "given_ids") if context is None else context
+            ids = check_context(told, x, self.num_contexts, self._name_in_errors())
         return normalize_context(x, ids, mean, var, self.weight, self.bias, self.eps, self.gradient)
 
     def _mixture(self, x: Tensor, mean: Tensor, var: Tensor) -> Tensor:

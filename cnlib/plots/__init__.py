@@ -6,7 +6,7 @@ notebook shows it once. matplotlib is imported on first use.
 """
 
 from cnlib.plots.lines import convergence, curves, label_ends, provenance_line, quantity
-from cnlib.plots.panels import differences, intervals
+from cnlib.plots.panels import contrasts, differences, intervals
 from cnlib.plots.style import CARD, GRID, INK, MUTED, STYLES, color, figure, name_of, style_of
 from cnlib.plots.tables import table
 
@@ -17,6 +17,7 @@ __all__ = [
     "MUTED",
     "STYLES",
     "color",
+    "contrasts",
     "convergence",
     "curves",
     "differences",

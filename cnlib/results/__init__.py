@@ -3,7 +3,7 @@
 runs = cnlib.results.load("convnet")                       # recorded runs of an experiment
 summary = cnlib.results.final(runs, "test_accuracy")       # {"bn": Interval, "cn": ...} over seeds
 cnlib.results.difference(runs, "cn", "cn-random")          # in three readings, paired on equal seeds; shown or not
-cnlib.results.contrast(runs, [("cn", "cn-random")])         # over seeds, test images and settings
+cnlib.results.contrast(runs, {"conv3": ("cn", "bn")})       # over seeds, test images and settings
 cnlib.results.published("icdm_table_5").rows
 cnlib.results.reproduction(runs)                           # every published number beside ours, with a verdict
 """

@@ -61,8 +61,8 @@ class Estimate:
 class Contrast:
     """One method less another in several settings, as shares of the test images.
 
-    settings: {"cifar10, cn - bn": over seeds and images}. mean: over exactly these settings, which share networks and
-    images. among: over settings, as if these were drawn from many like them; wide where there are few.
+    settings: {"cifar10, third layer": over seeds and images}. mean: over exactly these settings, which share networks
+    and images. among: over settings, as if these were drawn from many like them; wide where there are few.
     """
 
     settings: Mapping[str, Estimate]
@@ -110,19 +110,20 @@ def crossed(values: np.ndarray) -> Estimate:
     return Estimate(float(mean), math.sqrt(variance / (s * n)), df, s)
 
 
-def contrast(runs: Sequence[Run], pairs: Sequence[Pair], readings: Pair = (REESTIMATED, REESTIMATED)) -> Contrast:
+def contrast(runs: Sequence[Run], pairs: Mapping[str, Pair], readings: Pair = (REESTIMATED, REESTIMATED)) -> Contrast:
     """First less second of each pair of methods on each data set, over the seeds that both have.
 
-    readings: of the first and of the second, see `Run.predictions`. Two pairs on one data set may share networks, and
-    they share images, so their differences are averaged image by image before anything is estimated; different data
-    sets share nothing. Raises ValueError where a pair has fewer than two seeds in common, or runs of two settings.
+    pairs: {what to call it: (first, second)}, e.g. by the place of the layer. readings: of the first and of the second,
+    see `Run.predictions`. Two pairs on one data set may share networks, and they share images, so their differences are
+    averaged image by image before anything is estimated; different data sets share nothing. Raises ValueError where a
+    pair has fewer than two seeds in common, or runs of two settings.
     """
     settings: dict[str, Estimate] = {}
     parts: list[tuple[int, Estimate]] = []
     for dataset in dict.fromkeys(run.config.dataset for run in runs):
         methods = by_method(select(runs, dataset=dataset))
         tables = {}
-        for first, second in pairs:
+        for place, (first, second) in pairs.items():
             ours, theirs = (methods.get(name, {}) for name in (first, second))
             seeds = [s for s in sorted(ours.keys() & theirs.keys()) if _kept(ours[s], theirs[s], readings)]
             if len(seeds) < 2:
@@ -131,8 +132,8 @@ def contrast(runs: Sequence[Run], pairs: Sequence[Pair], readings: Pair = (REEST
                     f"{' and '.join(dict.fromkeys(readings))} in common: expected two at least"
                 )
             values = [correct(ours[s], readings[0]) - correct(theirs[s], readings[1]).astype(float) for s in seeds]
-            tables[first, second] = dict(zip(seeds, values, strict=True))
-            settings[f"{dataset}, {first} - {second}"] = crossed(np.stack(values))
+            tables[place] = dict(zip(seeds, values, strict=True))
+            settings[f"{dataset}, {place}"] = crossed(np.stack(values))
         shared = sorted(set.intersection(*(set(table) for table in tables.values())))
         whole = np.stack([np.mean([table[seed] for table in tables.values()], axis=0) for seed in shared])
         parts.append((len(tables), crossed(whole)))

@@ -3,7 +3,7 @@
 import pytest
 
 from cnlib import plots
-from cnlib.results import Difference, Interval
+from cnlib.results import Contrast, Difference, Estimate, Interval
 
 pytest.importorskip("matplotlib")
 
@@ -31,6 +31,16 @@ def test_differences_draw_both_readings_and_a_shown_one_dark():
     assert any("running best" in text and "last three epochs" in text for text in found)
     inks = [to_hex(tick.get_color()) for tick in fig.axes[0].get_yticklabels()]
     assert inks == [plots.INK, plots.MUTED, plots.MUTED]
+
+
+def test_contrasts_draw_settings_their_mean_and_settings_like_these():
+    parts = {"cifar10, image": Estimate(0.01, 0.005, 4, 3), "cifar100, image": Estimate(-0.01, 0.005, 4, 3)}
+    found = Contrast(parts, Estimate(0.0, 0.003, 6, 3), Estimate(0.0, 0.01, 1, 2))
+    fig = plots.contrasts({"CN minus BN": found, "MN minus BN": found}, "points", margin=1)
+    assert [tick.get_text() for tick in fig.axes[0].get_yticklabels()] == [
+        *parts, "CN minus BN", "over settings like these", *parts, "MN minus BN", "over settings like these"
+    ]  # fmt: skip
+    assert {"+1.0 ± 1.4", "-1.0 ± 1.4", "+0.0 ± 0.7", "points"} <= set(texts(fig))
 
 
 def one():

@@ -90,15 +90,15 @@ def test_a_contrast_averages_what_shares_images_and_counts_data_sets_apart():
             runs += [run("bn", seed, base, dataset)]
             runs += [run("cn", seed, with_accuracy(rng, dataset, 0.7), dataset)]
             runs += [run("cn-channels", seed, base, dataset)]  # never differs
-    found = results.contrast(runs, [("cn", "bn"), ("cn-channels", "bn")])
-    assert list(found.settings) == [f"{d}, {m} - bn" for d in ("cifar10", "cifar100") for m in ("cn", "cn-channels")]
+    found = results.contrast(runs, {"third": ("cn", "bn"), "image": ("cn-channels", "bn")})
+    assert list(found.settings) == [f"{d}, {p}" for d in ("cifar10", "cifar100") for p in ("third", "image")]
     gains = [e.mean for e in found.settings.values()]
     assert gains[1] == gains[3] == 0 and gains[0] == pytest.approx(0.1, abs=0.03)
     assert found.mean.mean == pytest.approx(np.mean(gains)) and found.mean.n == 3
     expected = results.interval(gains)
     np.testing.assert_allclose([found.among.mean, found.among.interval().half], [expected.mean, expected.half])
     # averaged with a setting in which nothing differs, the error of the other is halved
-    alone = results.contrast(runs, [("cn", "bn")])
+    alone = results.contrast(runs, {"third": ("cn", "bn")})
     assert found.mean.se == pytest.approx(alone.mean.se / 2, rel=1e-9)
 
 
@@ -107,7 +107,7 @@ def test_what_cannot_be_contrasted_is_an_error():
     runs = [run(m, s, with_accuracy(rng, "cifar10", 0.5)) for m in ("bn", "cn") for s in range(2)]
     runs[-1].final.clear()
     with pytest.raises(ValueError, match="cn and bn have 1 seeds with predictions of test_reestimated in common"):
-        results.contrast(runs, [("cn", "bn")])
+        results.contrast(runs, {"third": ("cn", "bn")})
     with pytest.raises(ValueError, match="no labels of mnist-2000 in the package: there are cifar10-2000"):
         results.labels("mnist", 2000)
 
@@ -135,4 +135,4 @@ def test_primary_contrasts_are_of_methods_that_exist():
     from cnlib.experiments import EXPERIMENTS
 
     methods = EXPERIMENTS["convnet"].methods
-    assert all(name in methods for pairs, _ in PRIMARY.values() for pair in pairs for name in pair)
+    assert all(name in methods for pairs, _ in PRIMARY.values() for pair in pairs.values() for name in pair)
