@@ -92,20 +92,21 @@ class Probe(Trainer):
 TASKS["probe"] = Probe
 THIRD_OF_100: Fields = {"dataset": "cifar100"}
 STEPS = 40  # of an epoch of the reduced profile
-CHANGES: tuple[Fields, ...] = (
-    {},
-    {"momentum": 0.0},
-    {"lr": 1e-4},  # with the momentum of 0.9, ten steps of which add up
-    {"momentum": 0.0, "lr": 1e-2},  # as far in the long run as with momentum, without it
-    {"optimizer": "rmsprop-primed"},
-    {"warmup": STEPS},
-    {"optimizer": "adamw"},
-    {"optimizer": "adamw", "lr": 1e-2},
-    {"optimizer": "adamw-tfa"},
-    {"optimizer": "rmsprop-keras"},
-    {"optimizer": "rmsprop-keras", "momentum": 0.0},
-)
-SIGMA = tuple({**THIRD_OF_100, **change} for change in CHANGES)
+CHANGES: dict[str, Fields] = {
+    "as printed": {},
+    "no momentum": {"momentum": 0.0},
+    # with the momentum of 0.9 ten steps add up; so both pairs go as far in the long run
+    "a tenth of the rate": {"lr": 1e-4},
+    "no momentum, ten times the rate": {"momentum": 0.0, "lr": 1e-2},
+    "first steps no larger": {"optimizer": "rmsprop-primed"},
+    "warm-up of an epoch": {"warmup": STEPS},
+    "AdamW": {"optimizer": "adamw"},
+    "AdamW, ten times the rate": {"optimizer": "adamw", "lr": 1e-2},
+    "AdamW, the authors' decay": {"optimizer": "adamw-tfa"},
+    "alpha 0.9, as in Keras": {"optimizer": "rmsprop-keras"},
+    "alpha 0.9, no momentum": {"optimizer": "rmsprop-keras", "momentum": 0.0},
+}
+SIGMA = tuple({**THIRD_OF_100, **change} for change in CHANGES.values())
 STARTS = tuple({**THIRD_OF_100, **start} for start in ({"start": "glorot"}, {"options": {"first_batch": True}}))
 EXPERIMENT = Experiment(
     name="causes",

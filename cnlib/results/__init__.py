@@ -12,7 +12,7 @@ from cnlib.results.benchmarks import machines, measured
 from cnlib.results.contrasts import Contrast, Estimate, contrast, correct, crossed, holm, labels
 from cnlib.results.formats import to_numbers, to_text
 from cnlib.results.images import MixtureRecord, mixture_record
-from cnlib.results.intervals import Difference, Interval, difference, final, interval, paired
+from cnlib.results.intervals import Difference, Interval, difference, final, interval, paired, reestimated
 from cnlib.results.papers import Table, published, tables
 from cnlib.results.report import VERDICTS, Cell, reproduction
 from cnlib.results.runs import by_method, experiments, load, select, to_frame
@@ -42,6 +42,7 @@ __all__ = [
     "mixture_record",
     "paired",
     "published",
+    "reestimated",
     "reproduction",
     "select",
     "tables",

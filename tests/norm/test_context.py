@@ -306,3 +306,17 @@ def test_bad_moments_and_options_are_named():
     layer.inference = "cn++"
     with pytest.raises(ValueError, match="cn\\+\\+"):
         layer(torch.zeros(4, 2), ids)
+
+
+@pytest.mark.parametrize("encoder", ["table", "linear", "embedder"])
+def test_the_average_inference_is_the_average_of_the_maps(encoder):
+    layer = shake(cnlib.ContextNorm(3, 4, encoder=encoder, affine=True)).double()
+    x = double((5, 3, 2, 2), 0)
+    maps = torch.stack([layer.eval()(x, torch.full((5,), r)) for r in range(4)])
+    layer.inference = "average"
+    assert_same(layer(x), maps.mean(0))
+    layer.train()
+    assert_same(layer(x, torch.full((5,), 2)), maps[2])  # only read in evaluation mode
+    with pytest.raises(ValueError, match="inference='mean', expected one of"):
+        layer.inference = "mean"
+        layer.eval()(x)
