@@ -47,7 +47,7 @@ class Cell:
     verdict: str
     command: str
     profile: str = ""
-    epoch: str = ""  # ours, where the paper prints several: "3 of 10"
+    epoch: str = ""  # what ours is of: the epoch where the paper prints several, "3 of 10"; a smaller data set
     ours: Interval | None = None
     late: Interval | None = None
     reestimated: Interval | None = None
@@ -101,6 +101,8 @@ class RunIndex:
         where = {k: v for k, v in row.items() if k in Config.__dataclass_fields__ and k != "model"}
         if row["dataset"] in printed.tests:
             del where["dataset"]
+        elif profile != "paper":
+            where["dataset"] = printed.smaller.get(str(row["dataset"]), row["dataset"])
         for config in self.sweeps[key]:
             if config.method == method and all(getattr(config, k) == v for k, v in where.items()):
                 return self.runs.get(config, {})
@@ -144,7 +146,7 @@ def _cell(name: str, row: Row, experiment: Experiment | None, recorded: RunIndex
             _baseline_verdict(value, best, profile) if gap is None else _verdict(gap, difference),
             f"cnlib sweep {printed.sweep} --profile {profile}",
             profile,
-            _share(next(iter(runs.values())).config, row),
+            _as_ours(next(iter(runs.values())).config, row, printed),
             best,
             late,
             last,
@@ -165,9 +167,11 @@ def _epoch(config: Config, row: Row) -> int:
     return math.ceil(config.epochs * share / 100)
 
 
-def _share(config: Config, row: Row) -> str:
+def _as_ours(config: Config, row: Row, printed: Printed) -> str:
+    """How our run differs from the printed one in what names the cell."""
     epoch = _epoch(config, row)
-    return f"{epoch} of {config.epochs}" if epoch < config.epochs else ""
+    parts = [config.dataset] if config.dataset in printed.smaller.values() else []
+    return ", ".join(parts + ([f"{epoch} of {config.epochs}"] if epoch < config.epochs else []))
 
 
 def _series(experiment: Experiment, runs: Mapping[int, Run]) -> str:
