@@ -108,7 +108,8 @@ def contrasts(values: Mapping[str, Contrast], label: str, margin: float) -> Figu
     for name, found in values.items():
         rows += [(setting, one.interval(), None, "setting") for setting, one in found.settings.items()]
         rows.append((name, found.mean.interval(), found.mean.interval(0.9), "mean"))
-        rows.append(("over settings like these", found.among.interval(), None, "among"))
+        if found.among:
+            rows.append(("over settings like these", found.among.interval(), None, "among"))
     fig, ax = figure_of(None, height=0.9 + 0.25 * len(rows))
     ax.axvspan(-margin, margin, color=MUTED, alpha=0.15, linewidth=0)
     ax.axvline(0, color=MUTED, linewidth=1)
@@ -125,7 +126,7 @@ def contrasts(values: Mapping[str, Contrast], label: str, margin: float) -> Figu
             f"{mean:+z.1f} ± {half:.1f}", (1.01, y), xycoords=("axes fraction", "data"), va="center", fontsize=8,
             color=ink, weight="bold" if kind == "mean" else "normal",
         )  # fmt: skip
-        if kind == "among" and y + 1 < len(rows):
+        if kind != "setting" and y + 1 < len(rows) and rows[y + 1][3] == "setting":
             ax.axhline(y + 0.5, color=GRID, linewidth=0.8)
     ax.set_yticks(range(len(rows)), [name for name, *_ in rows], fontsize=8.5)
     for tick, (*_, kind) in zip(ax.get_yticklabels(), rows, strict=True):

@@ -62,12 +62,12 @@ class Contrast:
     """One method less another in several settings, as shares of the test images.
 
     settings: {"cifar10, third layer": over seeds and images}. mean: over exactly these settings, which share networks
-    and images. among: over settings, as if these were drawn from many like them; wide where there are few.
+    and images. among: over settings, as if drawn from many like them; wide where there are few, None for one.
     """
 
     settings: Mapping[str, Estimate]
     mean: Estimate
-    among: Estimate
+    among: Estimate | None
 
 
 def labels(dataset: str, test_size: int | None) -> np.ndarray:
@@ -138,7 +138,8 @@ def contrast(runs: Sequence[Run], pairs: Mapping[str, Pair], readings: Pair = (R
         whole = np.stack([np.mean([table[seed] for table in tables.values()], axis=0) for seed in shared])
         parts.append((len(tables), crossed(whole)))
     means = np.array([found.mean for found in settings.values()])
-    among = Estimate(float(means.mean()), float(means.std(ddof=1) / math.sqrt(len(means))), len(means) - 1, len(means))
+    k = len(means)
+    among = Estimate(float(means.mean()), float(means.std(ddof=1)) / math.sqrt(k), k - 1, k) if k > 1 else None
     return Contrast(settings, _together(parts), among)
 
 

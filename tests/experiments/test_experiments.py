@@ -86,7 +86,9 @@ def test_all_seeds_of_a_setting_come_before_the_next_setting():
         "mn-s0",
     ]
     each = 2 * len(convnet.FRENCH)
-    assert all("cifar10-" in name for name in names[:each]) and all("cifar100-" in name for name in names[each : 2 * each])
+    assert all("cifar10-" in name for name in names[:each]) and all(
+        "cifar100-" in name for name in names[each : 2 * each]
+    )
     assert set(CONVNET.configs("table-2", "reduced")) < set(CONVNET.configs("table-1", "reduced"))
 
 

@@ -100,6 +100,8 @@ def test_a_contrast_averages_what_shares_images_and_counts_data_sets_apart():
     # averaged with a setting in which nothing differs, the error of the other is halved
     alone = results.contrast(runs, {"third": ("cn", "bn")})
     assert found.mean.se == pytest.approx(alone.mean.se / 2, rel=1e-9)
+    one = results.contrast(results.select(runs, dataset="cifar10"), {"third": ("cn", "bn")})
+    assert one.among is None and one.mean == one.settings["cifar10, third"]
 
 
 def test_what_cannot_be_contrasted_is_an_error():
