@@ -1,4 +1,4 @@
-"""Data, no code: recorded runs, benchmarks and mixtures, and the tables of the papers. `cnlib.results` reads them."""
+"""Data, no code: recorded runs, benchmarks, mixtures, audits, the tables of the papers. `cnlib.results` reads them."""
 
 from pathlib import Path
 
