@@ -77,6 +77,7 @@ OPTIMIZERS: dict[str, Callable[[Parameters, Config], torch.optim.Optimizer]] = {
     "adamw-tfa": _unscaled_decay,
 }
 PRECISIONS = ("fp32", "bf16", "fp64")
+MODEL_FIELDS = ("width", "num_contexts")  # fields of the configuration that a model may take
 # what a layer of the registry may take besides its channels, and the field that says it
 NORM_OPTIONS = {
     "num_components": "num_contexts",
@@ -114,15 +115,17 @@ def build_model(config: Config, data: ImageData, others: Collection[str] = ()) -
     _, height, width, channels = data.train_images.shape
     factory = MODELS[config.model]
     options = {key: value for key, value in dict(config.options).items() if key not in others}
-    known = set(inspect.signature(factory).parameters) - {"num_classes", "in_channels", "image_size", "width"}
+    taken = set(inspect.signature(factory).parameters)
+    fields = {name: getattr(config, name) for name in MODEL_FIELDS if name in taken}
+    known = taken - {"num_classes", "in_channels", "image_size", *MODEL_FIELDS}
     if unknown := options.keys() - known:
         raise ValueError(
             f"options: no {', '.join(sorted(unknown))}; {config.model} takes {', '.join(sorted(known)) or 'none'}, "
             f"{config.task} takes {', '.join(sorted(others)) or 'none'}"
         )
-    model = factory(len(data.classes), channels, (height, width), width=config.width, **options)
-    taken = NORMS[config.norm].options
-    chosen = {name: getattr(config, field) for name, field in NORM_OPTIONS.items() if name in taken}
+    model = factory(len(data.classes), channels, (height, width), **fields, **options)
+    of_norm = NORMS[config.norm].options
+    chosen = {name: getattr(config, field) for name, field in NORM_OPTIONS.items() if name in of_norm}
     return convert(model, {layer: lambda c: create(config.norm, c, **chosen) for layer in places(model, config)})
 
 
