@@ -32,6 +32,7 @@ CONTEXTS: dict[str, Callable[[Config, str | None], contexts.Contexts | None]] = 
     "random": lambda c, at: contexts.RandomContexts(c.num_contexts, seed=c.seed),
     "shuffled": lambda c, at: contexts.ShuffledContexts(_mixture(c, at), seed=c.seed),
     "superclass": lambda c, at: contexts.SuperclassContexts(),
+    "parity": lambda c, at: contexts.SuperclassContexts(contexts.PARITY),
     "domain": lambda c, at: contexts.DomainContexts(tuple(map(str, range(c.num_contexts)))),
     "one": lambda c, at: contexts.RandomContexts(1),
 }
@@ -144,6 +145,7 @@ def build_contexts(
     config: Config, data: ImageData, device: torch.device | str = "cpu", soft: bool = False
 ) -> dict[str, Tensor]:
     """{"train_ids": (N,), "test_ids": ...}, and with `soft` {"train_responsibilities": (N, K), ...} too; or {}.
+    Where contexts are made from labels, {"given_label": p(c | y), (K, T)} besides.
 
     Fitted on the training images only, and applied to the test images as fitted. Superclass contexts are computed from
     the labels, those of the test images too: that is what the papers do, and it leaks (see the class).
@@ -152,10 +154,13 @@ def build_contexts(
     source = CONTEXTS[config.contexts](config, at)
     if source is None:
         return {}
+    if config.corruption:
+        source = contexts.CorruptedContexts(source, config.corruption, seed=config.seed)
     source.fit(data.train_images, data.train_labels, data.train_domains)
     if source.num_contexts != config.num_contexts:
         raise ValueError(f"num_contexts={config.num_contexts}: {config.contexts!r} has {source.num_contexts}")
-    given = {}
+    known = source.given_label()
+    given = {} if known is None else {"given_label": known}
     for part in ("train", "test"):
         images, labels, domains = (getattr(data, f"{part}_{what}") for what in ("images", "labels", "domains"))
         ids = given[f"{part}_ids"] = source.assign(images, labels, domains).cpu()
