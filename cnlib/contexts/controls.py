@@ -48,7 +48,7 @@ class RandomContexts(Contexts):
 
 
 class Controlled(Contexts):
-    """A control made of other contexts, its `base`: fitted and saved with it. options: its further arguments, in order."""
+    """A control made of other contexts, its `base`: fitted and saved with it. options: its further arguments."""
 
     options: tuple[str, ...] = ("seed",)
 

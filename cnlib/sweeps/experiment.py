@@ -32,6 +32,7 @@ class Printed:
     baseline_table: the published table that prints it in the same settings, by default the table's own.
     readings: {printed name: "plus"} where it is another reading of the test set. tests: {printed data set: name of the
     test set} where that column says what is tested, not what is trained on.
+    metrics: {printed metric: ours}, where we call it otherwise.
     meant: {(column, printed value): value}, where the print is plainly wrong.
     """
 
@@ -41,6 +42,7 @@ class Printed:
     baseline_table: str | None = None
     readings: Mapping[str, str] = field(default_factory=dict)
     tests: Mapping[str, str] = field(default_factory=dict)
+    metrics: Mapping[str, str] = field(default_factory=dict)
     meant: Mapping[tuple[str, Any], Any] = field(default_factory=dict)
 
 

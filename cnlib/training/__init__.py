@@ -6,6 +6,7 @@ from cnlib.training.config import Config
 from cnlib.training.loop import train
 from cnlib.training.readings import TestSet
 from cnlib.training.records import Run, read
+from cnlib.training.told import Told
 from cnlib.training.trainer import TASKS, Trainer
 
-__all__ = ["TASKS", "Busy", "Config", "Run", "TestSet", "Trainer", "check", "read", "train"]
+__all__ = ["TASKS", "Busy", "Config", "Run", "TestSet", "Told", "Trainer", "check", "read", "train"]
