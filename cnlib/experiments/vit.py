@@ -70,8 +70,6 @@ FEW_EPOCHS: Fields = {
     "weight_decay": 0.05,
     "schedule": "cosine",
     "batch_size": 128,
-    "validation": 0,
-    "patience": 0,
     "rotate": 0.0,
     "zoom": 0.0,
     "crop": 4,
@@ -86,10 +84,20 @@ DIGITS: Fields = {
     "crop": 1,
     "batch_size": 64,
 }
+WHOLE: Fields = {"validation": 0, "patience": 0}  # nothing held out
 PROFILES: dict[str, Fields] = {
-    "smoke": {**FEW_EPOCHS, **DIGITS, "epochs": 2, "warmup": 4, "train_size": 320, "test_size": 100, "options": TINY},
-    "book": {**FEW_EPOCHS, **DIGITS, "epochs": 12, "warmup": 22, "options": TINY},
-    "reduced": {**FEW_EPOCHS, "epochs": 12, "warmup": 195, "train_size": 25000},
+    "smoke": {
+        **FEW_EPOCHS,
+        **WHOLE,
+        **DIGITS,
+        "epochs": 2,
+        "warmup": 4,
+        "train_size": 320,
+        "test_size": 100,
+        "options": TINY,
+    },
+    "book": {**FEW_EPOCHS, **WHOLE, **DIGITS, "epochs": 12, "warmup": 22, "options": TINY},
+    "reduced": {**FEW_EPOCHS, **WHOLE, "epochs": 12, "warmup": 195, "train_size": 25000},
     "narrow": {"options": REDUCED},
     "paper": {},
 }
