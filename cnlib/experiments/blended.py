@@ -65,10 +65,10 @@ PROBES: dict[str, Fields] = {
     "vit-cold": probe(warmup=0),
     "vit-flips": probe(options=("flips",)),
 }
-DIGITS: Fields = {"dataset": "digits+dark-digits", "flip": False, "crop": 1, "batch_size": 64}
+DIGITS: Fields = {"dataset": "digits+dark-digits", "flip": False, "crop": 0, "batch_size": 64}
 PROFILES: dict[str, Fields] = {
     "smoke": {**FEW_EPOCHS, **DIGITS, "epochs": 2, "warmup": 4, "train_size": 320, "test_size": 100, "options": TINY},
-    "book": {**FEW_EPOCHS, **DIGITS, "lr": 3e-3, "epochs": 6, "warmup": 22, "options": {**TINY, "images": 704}},
+    "book": {**FEW_EPOCHS, **DIGITS, "lr": 5e-3, "epochs": 6, "warmup": 22, "options": {**TINY, "images": 704}},
     "reduced": {
         **FEW_EPOCHS,
         "epochs": 6,

@@ -75,13 +75,13 @@ FEW_EPOCHS: Fields = {
     "crop": 4,
     "options": REDUCED,
 }
-TINY = {**REDUCED, "patch": 2, "dim": 32, "depth": 2, "hidden": 64}
+TINY = {**REDUCED, "patch": 2, "dim": 48, "depth": 2, "hidden": 96}
 DIGITS: Fields = {
     "dataset": "digits",
     "contexts": "parity",
     "num_contexts": 2,
     "flip": False,
-    "crop": 1,
+    "crop": 0,
     "batch_size": 64,
 }
 WHOLE: Fields = {"validation": 0, "patience": 0}  # nothing held out
@@ -96,7 +96,7 @@ PROFILES: dict[str, Fields] = {
         "test_size": 100,
         "options": TINY,
     },
-    "book": {**FEW_EPOCHS, **WHOLE, **DIGITS, "epochs": 12, "warmup": 22, "options": TINY},
+    "book": {**FEW_EPOCHS, **WHOLE, **DIGITS, "lr": 5e-3, "epochs": 10, "warmup": 22, "options": TINY},
     "reduced": {**FEW_EPOCHS, **WHOLE, "epochs": 12, "warmup": 195, "train_size": 25000},
     "narrow": {"options": REDUCED},
     "paper": {},
