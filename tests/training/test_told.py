@@ -1,5 +1,6 @@
 """Networks that are told a context made from the label: every reading against what it says it is."""
 
+import copy
 from dataclasses import replace
 
 import numpy as np
@@ -160,3 +161,19 @@ def test_batches_are_joined():
     both = join([first, second])
     assert both.x.shape == (5, 1, 2, 2) and both.labels.tolist() == [2, 2, 3, 3, 3] and both.domains is None
     assert both.weight == pytest.approx(2 * 5 / 8)
+
+
+@pytest.mark.parametrize("method", ["vit", "cn-frozen", "token"])
+def test_it_goes_on_bit_for_bit(method):
+    """Which Trainer does for every task: here with contexts, what is frozen, and dropout."""
+    first = trainer(method)
+    first.run_epoch()
+    state = copy.deepcopy(first.state())
+    again = Told(first.config, first.data, CPU, state)
+    ours = first.run_epoch()
+    again.restore(state)  # the random numbers too, which are the process's
+    theirs = again.run_epoch()
+    assert {k: v for k, v in ours.items() if "second" not in k} == {
+        k: v for k, v in theirs.items() if "second" not in k
+    }
+    torch.testing.assert_close(first.model.state_dict(), again.model.state_dict(), rtol=0, atol=0)
