@@ -32,7 +32,8 @@ class Attention(nn.Module):
         self.qkv, self.out = nn.Linear(dim, 3 * heads * key), nn.Linear(heads * key, dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        q, k, v = self.qkv(x).unflatten(2, (3, self.heads, self.key)).permute(2, 0, 3, 1, 4)  # (N, heads, L, key) each
+        # (N, heads, L, key) each; torch's attention on a CPU is slower on views
+        q, k, v = self.qkv(x).unflatten(2, (3, self.heads, self.key)).permute(2, 0, 3, 1, 4).contiguous()
         mixed = F.scaled_dot_product_attention(q, k, v, dropout_p=self.dropout if self.training else 0.0)
         return self.out(mixed.transpose(1, 2).flatten(2))
 

@@ -137,8 +137,10 @@ def test_the_report_is_what_it_was_before_the_engine_was_rebuilt():
     old = [r for r in results.load("convnet") if r.provenance["commit"] in ("6740f97", "6a3be56", "f6941c0")]
     assert len(old) == 214
     now = pandas.read_csv(io.StringIO(results.to_numbers(results.reproduction(old)).to_csv(index=False)))
+    new = ~before["table"].isin(CONVNET.printed)  # no experiment had these tables
+    assert (now["verdict"][new] == "not yet run").all() and now["printed"][new].equals(before["printed"][new])
     for name in before.columns:
-        found, expected = now[name.replace("minus_bn", "gap")], before[name]
+        found, expected = now[name.replace("minus_bn", "gap")][~new], before[name][~new]
         if name.endswith("half"):  # Student's t had four decimals
             np.testing.assert_allclose(found, expected, rtol=2e-5, err_msg=name)
         else:
