@@ -8,16 +8,18 @@ Images are uint8 arrays (N, H, W, C), memory-mapped or not; labels and domains (
 """
 
 from cnlib.contexts.base import Contexts, load_contexts
-from cnlib.contexts.controls import RandomContexts, ShuffledContexts
+from cnlib.contexts.controls import CorruptedContexts, RandomContexts, ShuffledContexts
 from cnlib.contexts.domain import DomainContexts
-from cnlib.contexts.labels import CIFAR100_FINE_TO_COARSE, SuperclassContexts
+from cnlib.contexts.labels import CIFAR100_FINE_TO_COARSE, PARITY, SuperclassContexts
 from cnlib.contexts.mixture import GMMContexts
 
 __all__ = [
     "CIFAR100_FINE_TO_COARSE",
     "Contexts",
+    "CorruptedContexts",
     "DomainContexts",
     "GMMContexts",
+    "PARITY",
     "RandomContexts",
     "ShuffledContexts",
     "SuperclassContexts",

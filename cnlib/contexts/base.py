@@ -49,13 +49,18 @@ class Contexts:
     num_contexts: int
 
     def __init_subclass__(cls) -> None:
-        KINDS[cls.__name__] = cls
+        if "assign" in vars(cls):
+            KINDS[cls.__name__] = cls
 
     def fit(self, images: np.ndarray, labels: ArrayLike | None = None, domains: ArrayLike | None = None) -> Self:
         return self
 
     def assign(self, images: np.ndarray, labels: ArrayLike | None = None, domains: ArrayLike | None = None) -> Tensor:
         raise NotImplementedError
+
+    def given_label(self) -> Tensor | None:
+        """p(context | label), float64 (K, T), where the context is made from the label; None where it is not."""
+        return None
 
     def state(self) -> State:
         raise NotImplementedError

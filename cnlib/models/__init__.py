@@ -12,7 +12,8 @@ from collections.abc import Callable
 from torch import nn
 
 from cnlib.models.convnet import ConvNet
+from cnlib.models.vit import ViT
 
-__all__ = ["MODELS", "ConvNet"]
+__all__ = ["MODELS", "ConvNet", "ViT"]
 
-MODELS: dict[str, Callable[..., nn.Module]] = {"convnet": ConvNet}
+MODELS: dict[str, Callable[..., nn.Module]] = {"convnet": ConvNet, "vit": ViT}

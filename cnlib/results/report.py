@@ -113,7 +113,8 @@ def _metric(printed: Printed, row: Row) -> str:
     """What our runs call the quantity of a printed cell: "test_accuracy", "test_plus_accuracy", ..."""
     test = printed.tests.get(str(row["dataset"]), "test")
     reading = printed.readings.get(str(row["model"]))
-    return "_".join([test, *([reading] if reading else []), str(row["metric"])])
+    metric = str(row["metric"])
+    return "_".join([test, *([reading] if reading else []), printed.metrics.get(metric, metric)])
 
 
 def _cell(name: str, row: Row, experiment: Experiment | None, recorded: RunIndex) -> Cell:
@@ -184,7 +185,7 @@ def _readings(runs: Mapping[int, Run], metric: str, row: Row) -> tuple[dict[int,
     best, late, last = {}, {}, {}
     for seed, run in runs.items():
         if run.status == "finished":
-            epoch = _epoch(run.config, row)
+            epoch = min(_epoch(run.config, row), len(run.curve(metric)))  # fewer where it stopped by itself
             best[seed] = 100 * value_at(run, metric, epoch, best=True)
             late[seed] = 100 * value_at(run, metric, epoch, last=min(LATE, epoch))
             if epoch == run.config.epochs and (value := reestimated(run, metric)) is not None:

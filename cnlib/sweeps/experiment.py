@@ -33,6 +33,7 @@ class Printed:
     readings: {printed name: "plus"} where it is another reading of the test set. tests: {printed data set: name of the
     test set} where that column says what is tested, not what is trained on.
     smaller: {printed data set: the one that stands for it below the paper's size}.
+    metrics: {printed metric: ours}, where we call it otherwise.
     meant: {(column, printed value): value}, where the print is plainly wrong.
     """
 
@@ -43,6 +44,7 @@ class Printed:
     readings: Mapping[str, str] = field(default_factory=dict)
     tests: Mapping[str, str] = field(default_factory=dict)
     smaller: Mapping[str, str] = field(default_factory=dict)
+    metrics: Mapping[str, str] = field(default_factory=dict)
     meant: Mapping[tuple[str, Any], Any] = field(default_factory=dict)
 
 

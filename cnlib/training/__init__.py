@@ -1,11 +1,13 @@
 """One loop for all experiments: ``train(Config(...), "runs/bn-s0.jsonl")`` trains, resumes, or returns the record."""
 
+from cnlib.training.blended import Blended
 from cnlib.training.build import check
 from cnlib.training.checkpoint import Busy
 from cnlib.training.config import Config
 from cnlib.training.loop import train
 from cnlib.training.readings import TestSet
 from cnlib.training.records import Run, read
+from cnlib.training.told import Told
 from cnlib.training.trainer import TASKS, Trainer
 
-__all__ = ["TASKS", "Busy", "Config", "Run", "TestSet", "Trainer", "check", "read", "train"]
+__all__ = ["TASKS", "Blended", "Busy", "Config", "Run", "TestSet", "Told", "Trainer", "check", "read", "train"]

@@ -6,6 +6,7 @@ that the random numbers of a run do not depend on how many processes share it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -19,8 +20,10 @@ View = Sequence[Augmentation]
 
 
 def usual_view(config: Config) -> View:
-    """The flips and shifts that a configuration asks for."""
-    return ([flip] if config.flip else []) + ([shift(config.crop)] if config.crop else [])
+    """The flips, shifts, rotations and zooms that a configuration asks for."""
+    c = config
+    asked = ((c.flip, flip), (c.crop, shift(c.crop)), (c.rotate, rotate(c.rotate)), (c.zoom, zoom(c.zoom)))
+    return [augmentation for wanted, augmentation in asked if wanted]
 
 
 def see(images: Tensor, view: View, generator: Generator) -> Tensor:
@@ -85,3 +88,59 @@ def jitter(most: float) -> Augmentation:
         return x.round().clamp(0, 255).to(images.dtype)
 
     return jittered
+
+
+def resize(size: tuple[int, int]) -> Augmentation:
+    """Every image at another (height, width): bilinear between pixel centers. Nothing is drawn."""
+
+    def resized(images: Tensor, generator: Generator) -> Tensor:
+        if images.shape[1:3] == size:
+            return images
+        return _rounded(F.interpolate(_planes(images), size=size, mode="bilinear", align_corners=False), images.dtype)
+
+    return resized
+
+
+def rotate(most: float) -> Augmentation:
+    """Turn each about its center by up to `most` degrees. Keras' RandomRotation(0.02) is 7.2: its unit is a turn."""
+
+    def rotated(images: Tensor, generator: Generator) -> Tensor:
+        angle = _draws(1, images, generator)[0] * math.radians(most)
+        cos, sin, aspect = angle.cos(), angle.sin(), images.shape[1] / images.shape[2]
+        return _warped(images, torch.stack((cos, -sin * aspect, sin / aspect, cos), 1))
+
+    return rotated
+
+
+def zoom(most: float) -> Augmentation:
+    """Let each show up to 1 +- `most` of its height, and of its width another such share: Keras' RandomZoom."""
+
+    def zoomed(images: Tensor, generator: Generator) -> Tensor:
+        across, down = 1 + most * _draws(2, images, generator)
+        nothing = torch.zeros_like(across)
+        return _warped(images, torch.stack((across, nothing, nothing, down), 1))
+
+    return zoomed
+
+
+def _draws(count: int, images: Tensor, generator: Generator) -> Tensor:
+    """Uniform in [-1, 1), (count, N)."""
+    return 2 * torch.rand(count, len(images), generator=generator, device=images.device) - 1
+
+
+def _warped(images: Tensor, matrices: Tensor) -> Tensor:
+    """Where each pixel comes from: `matrices` (N, 4) times its place, both from -1 to 1. Bilinear; what lies outside is
+    mirrored at the border."""
+    n, height, width, channels = images.shape
+    theta = F.pad(matrices.view(n, 2, 2), (0, 1))
+    grid = F.affine_grid(theta, [n, channels, height, width], align_corners=False)
+    seen = F.grid_sample(_planes(images), grid, "bilinear", "reflection", align_corners=False)
+    return _rounded(seen, images.dtype)
+
+
+def _planes(images: Tensor) -> Tensor:
+    return images.permute(0, 3, 1, 2).float()
+
+
+def _rounded(planes: Tensor, dtype: torch.dtype) -> Tensor:
+    return planes.round().clamp(0, 255).to(dtype).permute(0, 2, 3, 1)

@@ -32,6 +32,16 @@ class Batch:
     weight: float = 1.0
 
 
+def join(batches: Sequence[Batch]) -> Batch:
+    """Several batches as one, without their further views; what one of them lacks, it lacks."""
+    columns = [[getattr(b, name) for b in batches] for name in ("x", "labels", "ids", "responsibilities", "domains")]
+    whole: Any = [None if any(v is None for v in column) else torch.cat(column) for column in columns]
+    # a weight is the share of a batch that this process has, times the number of processes
+    weight = sum(len(b.labels) for b in batches) / sum(len(b.labels) / b.weight for b in batches)
+    x, labels, ids, responsibilities, domains = whole
+    return Batch(x, labels, ids, responsibilities, domains, weight=weight)
+
+
 def moments(images: np.ndarray) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation a channel of uint8 (N, H, W, C) images, float32 (C,); a constant channel gets 1."""
     # from histograms: exact, and no float copy of the images
@@ -85,6 +95,14 @@ class Split:
         part.images = self.images[kept]
         part.alongside = {key: column[kept] for key, column in self.alongside.items()}
         return part
+
+    def having(self, **columns: Tensor) -> Split:
+        """The same images with these columns, e.g. having(ids=...): one row for each image, in their order."""
+        if wrong := [name for name, column in columns.items() if len(column) != len(self)]:
+            raise ValueError(f"having: {wrong[0]} has {len(columns[wrong[0]])} rows for {len(self)} images")
+        other = copy.copy(self)
+        other.alongside = self.alongside | {name: v.to(self.images.device) for name, v in columns.items()}
+        return other
 
     def ordered(self, batch_size: int, part: tuple[int, int] = (0, 1)) -> Iterator[Batch]:
         """Every image once, in order, without augmentation; the last batch may be smaller.

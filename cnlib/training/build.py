@@ -32,6 +32,7 @@ CONTEXTS: dict[str, Callable[[Config, str | None], contexts.Contexts | None]] = 
     "random": lambda c, at: contexts.RandomContexts(c.num_contexts, seed=c.seed),
     "shuffled": lambda c, at: contexts.ShuffledContexts(_mixture(c, at), seed=c.seed),
     "superclass": lambda c, at: contexts.SuperclassContexts(),
+    "parity": lambda c, at: contexts.SuperclassContexts(contexts.PARITY),
     "domain": lambda c, at: contexts.DomainContexts(tuple(map(str, range(c.num_contexts)))),
     "one": lambda c, at: contexts.RandomContexts(1),
 }
@@ -77,6 +78,7 @@ OPTIMIZERS: dict[str, Callable[[Parameters, Config], torch.optim.Optimizer]] = {
     "adamw-tfa": _unscaled_decay,
 }
 PRECISIONS = ("fp32", "bf16", "fp64")
+MODEL_FIELDS = ("width", "num_contexts")  # fields of the configuration that a model may take
 # what a layer of the registry may take besides its channels, and the field that says it
 NORM_OPTIONS = {
     "num_components": "num_contexts",
@@ -114,15 +116,17 @@ def build_model(config: Config, data: ImageData, others: Collection[str] = ()) -
     _, height, width, channels = data.train_images.shape
     factory = MODELS[config.model]
     options = {key: value for key, value in dict(config.options).items() if key not in others}
-    known = set(inspect.signature(factory).parameters) - {"num_classes", "in_channels", "image_size", "width"}
+    taken = set(inspect.signature(factory).parameters)
+    fields = {name: getattr(config, name) for name in MODEL_FIELDS if name in taken}
+    known = taken - {"num_classes", "in_channels", "image_size", *MODEL_FIELDS}
     if unknown := options.keys() - known:
         raise ValueError(
             f"options: no {', '.join(sorted(unknown))}; {config.model} takes {', '.join(sorted(known)) or 'none'}, "
             f"{config.task} takes {', '.join(sorted(others)) or 'none'}"
         )
-    model = factory(len(data.classes), channels, (height, width), width=config.width, **options)
-    taken = NORMS[config.norm].options
-    chosen = {name: getattr(config, field) for name, field in NORM_OPTIONS.items() if name in taken}
+    model = factory(len(data.classes), channels, (height, width), **fields, **options)
+    of_norm = NORMS[config.norm].options
+    chosen = {name: getattr(config, field) for name, field in NORM_OPTIONS.items() if name in of_norm}
     return convert(model, {layer: lambda c: create(config.norm, c, **chosen) for layer in places(model, config)})
 
 
@@ -141,6 +145,7 @@ def build_contexts(
     config: Config, data: ImageData, device: torch.device | str = "cpu", soft: bool = False
 ) -> dict[str, Tensor]:
     """{"train_ids": (N,), "test_ids": ...}, and with `soft` {"train_responsibilities": (N, K), ...} too; or {}.
+    Where contexts are made from labels, {"given_label": p(c | y), (K, T)} besides.
 
     Fitted on the training images only, and applied to the test images as fitted. Superclass contexts are computed from
     the labels, those of the test images too: that is what the papers do, and it leaks (see the class).
@@ -149,10 +154,13 @@ def build_contexts(
     source = CONTEXTS[config.contexts](config, at)
     if source is None:
         return {}
+    if config.corruption:
+        source = contexts.CorruptedContexts(source, config.corruption, seed=config.seed)
     source.fit(data.train_images, data.train_labels, data.train_domains)
     if source.num_contexts != config.num_contexts:
         raise ValueError(f"num_contexts={config.num_contexts}: {config.contexts!r} has {source.num_contexts}")
-    given = {}
+    known = source.given_label()
+    given = {} if known is None else {"given_label": known}
     for part in ("train", "test"):
         images, labels, domains = (getattr(data, f"{part}_{what}") for what in ("images", "labels", "domains"))
         ids = given[f"{part}_ids"] = source.assign(images, labels, domains).cpu()

@@ -48,7 +48,10 @@ KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "Options": ("a mapping of names to text, finite numbers, True, False or None", _are_options),
 }
 ABOVE_ZERO = ("num_contexts", "epochs", "batch_size", "train_size", "test_size", "width", "lr")
-ZERO_OR_MORE = ("weight_decay", "momentum", "warmup", "validation", "patience", "average", "crop", "seed")
+ZERO_OR_MORE = (
+    *("corruption", "weight_decay", "momentum", "warmup", "validation", "patience", "average", "seed"),
+    *("crop", "rotate", "zoom"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,8 +65,9 @@ class Config:
     norm         the layer at the places named by `placement` (see `cnlib.norm.registry`); elsewhere the model's own
     placement    slots of the model (its SLOTS), or names or patterns of its norm layers
     contexts     where ids and responsibilities come from: "gmm" a mixture fitted on the training images, "random",
-                 "shuffled" and "one" are controls, "superclass" is CIFAR-100's, "domain" the data set's; "none": not
-                 given (norm "mn" then runs EM on the activations of each batch)
+                 "shuffled" and "one" are controls, "superclass" is CIFAR-100's, "parity" that of digits, "domain" the
+                 data set's; "none": not given (norm "mn" then runs EM on the activations of each batch)
+    corruption   probability that an image, in training or at test, gets any context in place of its own
     encoder, start  of context norm, see `cnlib.ContextNorm`
     optimizer, lr, momentum, weight_decay: torch.optim's meaning; weight decay acts on every parameter
     schedule     of the rate over the steps after `warmup`, the number of steps in which it rises from 0
@@ -71,6 +75,7 @@ class Config:
     validation   training images held out, the last ones; patience: epochs without a better result on them after which
                  a run stops and takes its best weights; 0 never stops
     flip, crop   augmentation: horizontal flips; shifts by up to `crop` pixels over a black border
+    rotate, zoom  rotation by up to so many degrees; either axis by a factor of up to 1 +- zoom
     average      decay of the moving average of the weights that is tested in their place; 0: none
     seed         of weights, order of the images, augmentation and contexts
     task         the Trainer that trains and tests it; model: see `cnlib.models`
@@ -86,6 +91,7 @@ class Config:
     placement: tuple[str, ...] = ("conv3",)
     contexts: str = "none"
     num_contexts: int = 3
+    corruption: float = 0.0
     encoder: str = "table"
     start: str = "identity"
     optimizer: str = "rmsprop"
@@ -102,6 +108,8 @@ class Config:
     patience: int = 0
     flip: bool = False
     crop: int = 0
+    rotate: float = 0.0
+    zoom: float = 0.0
     average: float = 0.0
     precision: str = "fp32"
     channels_last: bool = True
@@ -139,8 +147,11 @@ class Config:
                 raise ValueError(f"{name}={getattr(self, name):g}: expected 0 or more")
         if self.seed >= 2**63:
             raise ValueError(f"seed={self.seed}: expected less than 2**63")
-        if self.average >= 1:
-            raise ValueError(f"average={self.average:g}: expected less than 1")
+        for name in ("average", "zoom"):
+            if getattr(self, name) >= 1:
+                raise ValueError(f"{name}={getattr(self, name):g}: expected less than 1")
+        if self.corruption > 1:
+            raise ValueError(f"corruption={self.corruption:g}: expected 1 or less")
         if self.patience and not self.validation:
             raise ValueError(f"patience={self.patience} without validation images: set validation, e.g. to 5000")
         if self.contexts == "one" and self.num_contexts != 1:

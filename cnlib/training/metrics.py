@@ -25,6 +25,17 @@ def macro_scores(confusion: Tensor) -> tuple[float, float, float]:
     return precision, recall, f1
 
 
+def above_half(logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    """What the authors' programs count as predictions: every class of an image whose logit (N, K) is above 0.5.
+
+    "logits_above": how many an image; "their_recall": share of the images whose label (N,) is among them. Their
+    precision, over all pairs of image and class ("micro"), is the second over the first.
+    """
+    above = logits > 0.5
+    recall = above.gather(1, labels[:, None]).to(logits.dtype).mean()
+    return {"logits_above": above.sum(1).to(logits.dtype).mean(), "their_recall": recall}
+
+
 class Meter:
     """Adds up batches without waiting for the device; `compute` waits once."""
 

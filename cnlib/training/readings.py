@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
@@ -100,11 +100,12 @@ def first_layer(model: nn.Module, config: Config) -> nn.Module:
     return next((layer for layer in fitting if base_of(layer)), fitting[0])
 
 
-def final_readings(trainer: Reads) -> dict[str, Any]:
+def final_readings(trainer: Reads, late: Mapping[str, TestSet] | None = None) -> dict[str, Any]:
     """Each test set under running statistics re-estimated on the training images with the same weights,
     "test_reestimated_accuracy" and so on; and "predictions", those of both readings.
 
     Running statistics are averages over the weights of many steps; these are of one network.
+    late: test sets that were not read after each epoch: their metrics are recorded, too.
     """
     kept: dict[str, str] = {}
     found: dict[str, Any] = {"predictions": kept}
@@ -121,6 +122,8 @@ def final_readings(trainer: Reads) -> dict[str, Any]:
         read(test, trainer.tested, name)  # its metrics are those of its own epoch
         if tracks:
             found |= read(test, fresh[test.inference], f"{name}_reestimated")
+    for name, test in (late or {}).items():
+        found |= read(test, trainer.tested, name)
     return found
 
 

@@ -32,9 +32,10 @@ class Trainer:
 
     OPTIONS             {name: default} of the configuration's options that are its own; `self.options` has the values
     HEADLINE            the metric by which a run is judged, of its best epoch too; of a loss the least is best
+    build               its network
     setup               its streams and test sets, and every torch.Generator it draws from, as attributes of its own
     batches, epoch_steps  what an epoch passes, and how many there are
-    step                one update with one of them
+    step, late_tests    one update with one of them; test sets that are read at the end only
     logits, measure     of the model in training and testing; what is measured of a batch of a test set
     state, restore      what else the next epoch depends on; generators that are attributes are carried already
 
@@ -53,7 +54,7 @@ class Trainer:
         self.options = {key: dict(config.options).get(key, default) for key, default in self.OPTIONS.items()}
         self.best: dict[str, Any] = {}
         torch.manual_seed(config.seed)
-        self.model = build_model(config, data, self.OPTIONS)
+        self.model = self.build(data)
         soft = any(hasattr(layer, "given_responsibilities") for layer in self.model.modules())
         clock = time.perf_counter()
         with torch.random.fork_rng(devices=[]):
@@ -72,6 +73,10 @@ class Trainer:
         self.setup(data)
         if state is not None:
             self.restore(state)
+
+    def build(self, data: ImageData) -> nn.Module:
+        """The network before its first step; what is not to be trained has requires_grad off."""
+        return build_model(self.config, data, self.OPTIONS)
 
     def setup(self, data: ImageData) -> None:
         """`train`, and `tests`: {"test": TestSet, ...}, whose names go before their metrics; all begin with "test", but
@@ -238,7 +243,11 @@ class Trainer:
         are read in the end (`final_readings`)."""
         if self.best:
             self.tested.load_state_dict(self.best["model"])
-        return final_readings(self)
+        return final_readings(self, self.late_tests())
+
+    def late_tests(self) -> dict[str, TestSet]:
+        """Test sets that are read once, by the weights that the run ends with."""
+        return {}
 
     def memory(self) -> dict[str, int]:
         """Peak memory on a CUDA device in bytes; elsewhere torch does not count it."""

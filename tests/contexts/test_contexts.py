@@ -14,6 +14,7 @@ from sklearn.decomposition import PCA
 from cnlib.contexts import (
     CIFAR100_FINE_TO_COARSE,
     Contexts,
+    CorruptedContexts,
     DomainContexts,
     GMMContexts,
     RandomContexts,
@@ -46,11 +47,13 @@ SOURCES: dict[str, Callable[[], Contexts]] = {
     "superclass": SuperclassContexts,
     "domain": lambda: DomainContexts(["day", "night", "dusk"]),
     "random": lambda: RandomContexts(4, [0.1, 0.2, 0.3, 0.4], seed=-3),
+    "corrupted": lambda: CorruptedContexts(SuperclassContexts(), 0.3, seed=-2),
+    "corrupted gmm": lambda: CorruptedContexts(GMMContexts(3, pca=2).fit(pictures()), np.float64(0.5), np.int64(3)),
     "shuffled gmm": lambda: ShuffledContexts(GMMContexts(3, pca=2).fit(pictures()), seed=5),
     "shuffled domain": lambda: ShuffledContexts(DomainContexts(["day", "night"]), seed=np.int64(3)),
     "shuffled twice": lambda: ShuffledContexts(ShuffledContexts(SuperclassContexts(), seed=1), seed=2),
 }
-LABELS = {"superclass": np.arange(120) % 100, "shuffled twice": np.arange(120) % 100}
+LABELS = {"superclass": np.arange(120) % 100, "corrupted": np.arange(120) % 100, "shuffled twice": np.arange(120) % 100}
 DOMAINS = {"domain": np.arange(120) % 3, "shuffled domain": np.arange(120) % 2}
 
 

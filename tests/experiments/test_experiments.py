@@ -71,11 +71,17 @@ def test_every_printed_cell_has_a_run_in_the_paper_profile(experiment, table):
     cells = results.reproduction(runs, [table])
     assert len(cells) == len(results.published(table).rows)
     assert all(cell.ours and cell.ours.n == 3 and cell.profile == "paper" for cell in cells)
-    assert all((cell.gap is None) == (cell.row["model"] == experiment.printed[table].baseline) for cell in cells)
+    baseline = experiment.printed[table].baseline
+    assert all((cell.gap is None) == (cell.row["model"] == baseline or table in NOTHING_PRINTED) for cell in cells)
+
+
+NOTHING_PRINTED = {"icdm_table_8"}  # for the baseline: it "collapsed"
 
 
 def as_if_run(name, config):
-    epochs = {f"test{plus}_accuracy": np.linspace(0, 1, config.epochs) for plus in ("", "_plus")}
+    tests = ("test", "test_plus", *(f"test_{part}" for part in config.dataset.split("+")))
+    metrics = ("accuracy", "top5", "f1", "their_precision", "their_recall")
+    epochs = {f"{test}_{metric}": np.linspace(0, 1, config.epochs) for test in tests for metric in metrics}
     return Run(name, config, {}, epochs, "finished")
 
 

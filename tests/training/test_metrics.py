@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cnlib.training.metrics import Meter, json_number, macro_scores
+from cnlib.training.metrics import Meter, above_half, json_number, macro_scores
 
 
 def metered(logits, labels, k, batch=7):
@@ -60,6 +60,20 @@ def test_other_numbers_are_averaged_over_the_samples():
         meter.update({"loss": share, "logits": logits, "labels": labels, "share": share})
     found = meter.compute()
     assert found["accuracy"] == 1 and found["share"] == found["loss"] == 0.75 and meter.count == 4
+
+
+@given(st.integers(2, 8), st.integers(1, 30), st.integers(0, 1000))
+def test_the_authors_precision_and_recall_count_logits_above_a_half(k, n, seed):
+    sk = pytest.importorskip("sklearn.metrics")
+    generator = torch.Generator().manual_seed(seed)
+    logits, labels = torch.randn(n, k, generator=generator), torch.randint(k, (n,), generator=generator)
+    found = above_half(logits, labels)
+    chosen, true = (logits > 0.5).flatten(), torch.nn.functional.one_hot(labels, k).flatten()
+    precision, recall, _, _ = sk.precision_recall_fscore_support(true, chosen, average="binary", zero_division=0)
+    assert float(found["their_recall"]) == pytest.approx(recall)
+    assert float(found["logits_above"]) == pytest.approx(int(chosen.sum()) / n)
+    above = float(found["logits_above"]) or 1.0
+    assert float(found["their_recall"]) / above == pytest.approx(precision)
 
 
 def test_a_task_without_classes_has_its_numbers_only():
