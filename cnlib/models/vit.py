@@ -177,6 +177,7 @@ class ViT(nn.Module):
                 module.eps = 1e-6
 
     def forward(self, x: Tensor) -> Tensor:
+        """Logits (N, num_classes) of images (N, C, H, W) of the size given, or of the one they are enlarged to."""
         if x.ndim != 4 or tuple(x.shape[1:]) not in (self.expected, (self.expected[0], *self.pixels)):
             raise ValueError(f"ViT: input is {tuple(x.shape)}, expected (N, {', '.join(map(str, self.expected))})")
         if x.shape[2:] != self.pixels:
