@@ -20,7 +20,7 @@ from functools import lru_cache
 from typing import Any
 
 from cnlib.data import EMBEDDED, ImageData
-from cnlib.experiments.vit import FEW_EPOCHS, PUBLISHED, REDUCED, SEEDS, TINY
+from cnlib.experiments.vit import FEW_EPOCHS, PRINTED, PUBLISHED, REDUCED, SEEDS, TINY
 from cnlib.sweeps.experiment import Experiment, Fields, Grid, Printed
 from cnlib.training import Run
 
@@ -108,12 +108,7 @@ EXPERIMENT = Experiment(
         ),
     },
     printed={
-        "icdm_table_8": Printed(
-            "table-viii",
-            {"ViT": "vit", "ViT+BN": "vit-bn", "ViT+CN-Patches": "cn-patches", "ViT+CN-Channels": "cn-channels"},
-            baseline="ViT",
-            tests={"cifar100": "test_cifar100"},
-        ),
+        "icdm_table_8": Printed("table-viii", PRINTED, baseline="ViT", tests={"cifar100": "test_cifar100"}),
     },
 )
 config = EXPERIMENT.config

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from cnlib.data import ImageData
 from cnlib.experiments.convnet import CIFAR, METHODS, PROFILES, PUBLISHED, SEEDS, K, on
 from cnlib.norm import ContextNorm, MixtureNorm, frozen
-from cnlib.norm.gaussians import diagonal_log_joint
+from cnlib.norm.gaussians import responsibilities
 from cnlib.sweeps.experiment import Experiment, Fields, Grid
 from cnlib.training import TASKS, Trainer
 from cnlib.training.readings import first_layer
@@ -77,9 +77,7 @@ class Probe(Trainer):
             x, tau = inputs[0], layer.given_responsibilities
             if tau is None:
                 prior, mean, var = layer.running()
-                tau = (
-                    diagonal_log_joint(x.flatten(2), prior, mean, var + layer.eps).softmax(1).unflatten(2, x.shape[2:])
-                )
+                tau = responsibilities(x, prior, mean, var + layer.eps)
             largest.append(tau.amax(1).mean())
             second.append(plain(x, tau).square().mean())
 

@@ -69,7 +69,7 @@ TABLE_1 = (
     Grid(("bn", "mn", "cn"), on((TINY_32,), RATES[:1]), ("reduced", "narrow")),
 )
 TABLE_V = tuple(Grid(ICDM, on((dataset,), rates)) for rates in (RATES[:1], RATES[1:]) for dataset in CIFAR)
-# what was declared before it was read: {claim: ({place: pair of methods}, readings of the two)}
+# the four claims that chapter 9 corrects for each other: {claim: ({place: pair of methods}, readings of the two)}
 LAST = ("test_reestimated", "test_reestimated")
 PRIMARY = {
     "CN minus BN": ({"third layer": ("cn", "bn"), "image": ("cn-channels", "bn")}, LAST),
@@ -97,7 +97,7 @@ EXPERIMENT = Experiment(
         "table-vi": tuple(Grid(("cn-channels",), grid.settings) for grid in TABLE_V),
         # the other placement of CN under all rates: neither paper has it
         "placements": (Grid(CN, on(CIFAR, RATES)), Grid(CHANNELS, on(CIFAR, RATES))),
-        # RMSprop starts with steps of about ten times the rate: does CN suffer from the start, or from what it is?
+        # CN's controls under another optimizer; what it is about an optimizer, `causes` takes apart
         "optimizer": (Grid(("bn", *CN), on(CIFAR, ({**RATES[0], "optimizer": "adamw"},))),),
         # the published steps and images at a quarter of the width, the most telling comparison first
         "long": (Grid(("bn", "cn-channels", "cn-channels-random", "mn"), on(CIFAR[::-1], RATES[:1]), ("narrow",)),),

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -13,6 +13,13 @@ from cnlib.results import Contrast, Difference, Interval
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+# readings of a `Difference`: attribute, marker, the same as a sign, shift within the row, name
+MARKS = (
+    ("reestimated", "s", "\u25a0", -0.25, "re-estimated"),
+    ("best", "o", "\u25cf", 0.0, "running best"),
+    ("late", "D", "\u25c7", 0.25, "last three epochs"),
+)
 
 
 def intervals(
@@ -37,11 +44,7 @@ def intervals(
         ax.annotate(text, (1.01, row), xycoords=("axes fraction", "data"), va="center", fontsize=9, color=color(name))
         if reference and name in reference:
             ax.plot(reference[name], row, "D", markerfacecolor="none", color=INK, markersize=6)
-    ax.set_yticks(range(len(values)), [name_of(name) for name in values])
-    for tick, name in zip(ax.get_yticklabels(), values, strict=True):
-        tick.set_color(color(name))
-    ax.set_ylim(len(values) - 0.5, -0.5)
-    ax.grid(False, axis="y")
+    _name_rows(ax, [name_of(name) for name in values], [color(name) for name in values], 10)
     ax.set_xlabel(label)
     if scale == 100:
         low, high = ax.get_xlim()
@@ -58,13 +61,8 @@ def differences(panels: Mapping[str, Mapping[str, Difference]], label: str) -> F
     A row is dark where the readings that claims rest on leave zero out on one side, grey where they do not. panels:
     {title: {row: difference}}, one above the other. label: of the axis.
     """
-    marks = {
-        "re-estimated": ("s", "\u25a0", -0.25, lambda found: found.reestimated),
-        "running best": ("o", "\u25cf", 0.0, lambda found: found.best),
-        "last three epochs": ("D", "\u25c7", 0.25, lambda found: found.late),
-    }
     found = [value for values in panels.values() for value in values.values()]
-    marks = {name: mark for name, mark in marks.items() if any(mark[3](value) for value in found)}
+    marks = [mark for mark in MARKS if any(getattr(value, mark[0]) for value in found)]
     rows = [len(values) for values in panels.values()]
     fig, axes = figure(
         len(panels), height=0.8 + 0.5 * sum(rows) + 0.35 * len(rows), sharex=True, squeeze=False, height_ratios=rows
@@ -72,26 +70,17 @@ def differences(panels: Mapping[str, Mapping[str, Difference]], label: str) -> F
     for ax, (title, values) in zip(axes[:, 0], panels.items(), strict=True):
         inks = [INK if value.shown else MUTED for value in values.values()]
         for row, (value, ink) in enumerate(zip(values.values(), inks, strict=True)):
-            for marker, _, shift, part in ((*mark[:3], mark[3](value)) for mark in marks.values()):
-                if part is None:
-                    continue
-                mean, half = 100 * part.mean, 0.0 if np.isnan(part.half) else 100 * part.half
-                ax.errorbar(
-                    mean, row + shift, xerr=half, color=ink, fmt=marker, markersize=5, capsize=3, elinewidth=1.5,
-                    markerfacecolor=CARD if marker == "D" else ink, alpha=1 if value.shown else 0.75,
-                )  # fmt: skip
-                ax.annotate(
-                    f"{mean:+z.1f}" + (f" ± {half:.1f}" if part.n > 1 else ""), (1.01, row + shift),
-                    xycoords=("axes fraction", "data"), va="center", fontsize=8, color=ink,
-                )  # fmt: skip
-        ax.set_yticks(range(len(values)), list(values), fontsize=9)
-        for tick, ink in zip(ax.get_yticklabels(), inks, strict=True):
-            tick.set_color(ink)
-        ax.set_ylim(len(values) - 0.5, -0.5)
-        ax.grid(False, axis="y")
+            for attribute, marker, _, shift, _ in marks:
+                if part := getattr(value, attribute):
+                    fill = CARD if marker == "D" else ink
+                    _bar(
+                        ax, row + shift, part, ink, fmt=marker, capsize=3, elinewidth=1.5, markersize=5,
+                        markerfacecolor=fill, alpha=1 if value.shown else 0.75,
+                    )  # fmt: skip
+        _name_rows(ax, list(values), inks, 9)
         ax.axvline(0, color=MUTED, linewidth=1)
         ax.set_title(title)
-    key = "\n".join(f"{sign} {name}" for name, (_, sign, *_) in marks.items())
+    key = "\n".join(f"{sign} {name}" for *_, sign, _, name in marks)
     axes[0, 0].annotate(key, (1.01, 1), xycoords="axes fraction", va="bottom", fontsize=8, color=MUTED)
     axes[-1, 0].set_xlabel(label)
     return fig
@@ -115,24 +104,36 @@ def contrasts(values: Mapping[str, Contrast], label: str, margin: float) -> Figu
     ax.axvline(0, color=MUTED, linewidth=1)
     for y, (_, whole, inner, kind) in enumerate(rows):
         ink = INK if kind == "mean" else MUTED
-        mean, half = 100 * whole.mean, 100 * whole.half
-        ax.errorbar(
-            mean, y, xerr=half, color=ink, fmt="D" if kind == "mean" else "o", markersize=5 if kind == "mean" else 4,
-            elinewidth=1.2, capsize=2, markerfacecolor=CARD if kind == "among" else ink,
+        bold, fill = kind == "mean", CARD if kind == "among" else ink
+        _bar(
+            ax, y, whole, ink, weight="bold" if bold else "normal", fmt="D" if bold else "o",
+            markersize=5 if bold else 4, elinewidth=1.2, capsize=2, markerfacecolor=fill,
         )  # fmt: skip
         if inner is not None:
             ax.plot([100 * inner.low, 100 * inner.high], [y, y], color=ink, linewidth=3.5, solid_capstyle="butt")
-        ax.annotate(
-            f"{mean:+z.1f} ± {half:.1f}", (1.01, y), xycoords=("axes fraction", "data"), va="center", fontsize=8,
-            color=ink, weight="bold" if kind == "mean" else "normal",
-        )  # fmt: skip
         if kind != "setting" and y + 1 < len(rows) and rows[y + 1][3] == "setting":
             ax.axhline(y + 0.5, color=GRID, linewidth=0.8)
-    ax.set_yticks(range(len(rows)), [name for name, *_ in rows], fontsize=8.5)
-    for tick, (*_, kind) in zip(ax.get_yticklabels(), rows, strict=True):
-        tick.set_color(INK if kind == "mean" else MUTED)
+    kinds = [kind for *_, kind in rows]
+    _name_rows(ax, [name for name, *_ in rows], [INK if kind == "mean" else MUTED for kind in kinds], 8.5)
+    for tick, kind in zip(ax.get_yticklabels(), kinds, strict=True):
         tick.set_weight("bold" if kind == "mean" else "normal")
-    ax.set_ylim(len(rows) - 0.5, -0.5)
-    ax.grid(False, axis="y")
     ax.set_xlabel(label)
     return fig
+
+
+def _bar(ax: Axes, y: float, value: Interval, ink: str, weight: str = "normal", **look: Any) -> None:
+    """A mean with its interval at a height, in percentage points, and both as a number beside the axis."""
+    mean, half = 100 * value.mean, 0.0 if np.isnan(value.half) else 100 * value.half
+    ax.errorbar(mean, y, xerr=half, color=ink, **look)
+    text = f"{mean:+z.1f}" + (f" ± {half:.1f}" if value.n > 1 else "")
+    place = ("axes fraction", "data")
+    ax.annotate(text, (1.01, y), xycoords=place, va="center", fontsize=8, color=ink, weight=weight)
+
+
+def _name_rows(ax: Axes, names: Sequence[str], inks: Sequence[str], size: float) -> None:
+    """The rows' names, each in its ink, from top to bottom."""
+    ax.set_yticks(range(len(names)), names, fontsize=size)
+    for tick, ink in zip(ax.get_yticklabels(), inks, strict=True):
+        tick.set_color(ink)
+    ax.set_ylim(len(names) - 0.5, -0.5)
+    ax.grid(False, axis="y")

@@ -54,6 +54,8 @@ class Estimate:
     def _above(self, value: float) -> float:
         from scipy.special import stdtr
 
+        if not self.se:  # nothing varied, as between a network and itself
+            return (1 - np.sign(value)) / 2
         return float(stdtr(self.df, -value / self.se))
 
 
@@ -135,6 +137,10 @@ def contrast(runs: Sequence[Run], pairs: Mapping[str, Pair], readings: Pair = (R
             tables[place] = dict(zip(seeds, values, strict=True))
             settings[f"{dataset}, {place}"] = crossed(np.stack(values))
         shared = sorted(set.intersection(*(set(table) for table in tables.values())))
+        if len(shared) < 2:
+            raise ValueError(
+                f"{dataset}: {', '.join(tables)} have {len(shared)} seeds in common: expected two at least"
+            )
         whole = np.stack([np.mean([table[seed] for table in tables.values()], axis=0) for seed in shared])
         parts.append((len(tables), crossed(whole)))
     means = np.array([found.mean for found in settings.values()])

@@ -22,6 +22,7 @@ from cnlib.contexts import (
     SuperclassContexts,
     load_contexts,
 )
+from cnlib.contexts.base import KINDS
 from cnlib.contexts.quality import between_share, image_statistics
 from cnlib.data import EMBEDDED, load
 from cnlib.mixture.samples import Samples, principal_axes
@@ -304,3 +305,14 @@ def test_gmm_misuse() -> None:
         GMMContexts(pca=0)
     with pytest.raises(ValueError, match="pca=91 is more than"):
         GMMContexts(pca=91).fit(pictures())
+
+
+def test_a_source_that_only_changes_another_can_be_loaded(tmp_path, monkeypatch):
+    monkeypatch.setitem(KINDS, "Halves", None)  # known in this test alone
+
+    class Halves(SuperclassContexts):
+        """Its `assign` is inherited."""
+
+    Halves([0, 0, 1, 1]).save(tmp_path / "halves.npz")
+    again = load_contexts(tmp_path / "halves.npz")
+    assert type(again).__name__ == "Halves" and again.num_contexts == 2

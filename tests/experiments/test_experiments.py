@@ -95,6 +95,7 @@ def test_all_seeds_of_a_setting_come_before_the_next_setting():
     assert all("cifar10-" in name for name in names[:each]) and all(
         "cifar100-" in name for name in names[each : 2 * each]
     )
+    assert {name.split("-")[1] for name in names[2 * each :]} == {"tiny_imagenet32"}
     assert set(CONVNET.configs("table-2", "reduced")) < set(CONVNET.configs("table-1", "reduced"))
 
 

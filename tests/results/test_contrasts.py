@@ -55,6 +55,13 @@ def test_p_values_are_those_of_scipys_t_tests():
         assert inside == (one.p_equivalent(margin) < 0.05)
 
 
+def test_a_network_beside_itself_differs_by_nothing():
+    none = contrasts.crossed(np.zeros((3, 50)))
+    assert (none.p, none.p_equivalent(0.01), none.interval().half) == (1.0, 0.0, 0.0)
+    always = contrasts.Estimate(0.02, 0.0, np.inf)
+    assert (always.p, always.p_equivalent(0.01)) == (0.0, 1.0)
+
+
 def test_what_can_be_detected_is_detected_with_the_power_asked_for():
     rng, n = np.random.default_rng(1), 20
     one = contrasts.Estimate(0.0, 1 / np.sqrt(n), n - 1)
@@ -110,6 +117,11 @@ def test_what_cannot_be_contrasted_is_an_error():
     runs[-1].final.clear()
     with pytest.raises(ValueError, match="cn and bn have 1 seeds with predictions of test_reestimated in common"):
         results.contrast(runs, {"third": ("cn", "bn")})
+    apart = [run(m, s, with_accuracy(rng, "cifar10", 0.5)) for m in ("bn", "mn") for s in range(4)]
+    apart += [run("cn", s, with_accuracy(rng, "cifar10", 0.5)) for s in (0, 1)]
+    apart += [run("cn-channels", s, with_accuracy(rng, "cifar10", 0.5)) for s in (2, 3)]
+    with pytest.raises(ValueError, match="third, image have 0 seeds in common"):
+        results.contrast(apart, {"third": ("cn", "bn"), "image": ("cn-channels", "bn")})
     with pytest.raises(ValueError, match="no labels of mnist-2000 in the package: there are cifar10-2000"):
         results.labels("mnist", 2000)
 
