@@ -23,14 +23,20 @@ def drawn(rng, seeds, images, of_seed, of_image, rest, mean=0.0):
 @pytest.mark.parametrize("spread", [(0.5, 0.5, 2.0), (0.5, 0.0, 1.0), (0.0, 1.0, 1.0), (0.0, 0.0, 1.0)])
 def test_crossed_intervals_cover_the_truth_as_often_as_they_say(spread):
     """A t interval over seeds alone would leave out the images: its coverage is asserted to be too small there."""
-    rng, hits, alone = np.random.default_rng(0), [], []
+    rng, hits, alone, squares = np.random.default_rng(0), [], [], []
     for _ in range(1000):
         values = drawn(rng, 4, 60, *spread, mean=0.3)
-        found = contrasts.crossed(values).interval()
+        estimate = contrasts.crossed(values)
+        squares.append(estimate.se**2)
+        found = estimate.interval()
         hits.append(found.low <= 0.3 <= found.high)
         low, high = results.interval(values.mean(1)).low, results.interval(values.mean(1)).high
         alone.append(low <= 0.3 <= high)
     assert np.mean(hits) > 0.935
+    # and the standard error is that of the mean; where seeds or images add nothing, it is a little too large
+    of_seed, of_image, rest = spread
+    true = of_seed**2 / 4 + of_image**2 / 60 + rest**2 / 240
+    assert 0.9 * true < np.mean(squares) < (1.1 if of_seed and of_image else 1.7) * true
     if spread == (0.0, 1.0, 1.0):
         assert np.mean(alone) < 0.85
 
