@@ -1,4 +1,5 @@
-"""Data, no code: recorded runs, benchmarks, mixtures, audits, the tables of the papers. `cnlib.results` reads them."""
+"""Data, no code: recorded runs, benchmarks, mixtures, audits, labels and colors of test images, the papers' tables.
+`cnlib.results` reads them."""
 
 from pathlib import Path
 

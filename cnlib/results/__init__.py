@@ -11,7 +11,7 @@ cnlib.results.reproduction(runs)                           # every published num
 from cnlib.results.benchmarks import machines, measured
 from cnlib.results.contrasts import Contrast, Estimate, contrast, correct, crossed, holm, labels
 from cnlib.results.formats import to_numbers, to_text
-from cnlib.results.images import MixtureRecord, mixture_record
+from cnlib.results.images import Colors, MixtureRecord, colors, mixture_record
 from cnlib.results.intervals import Difference, Interval, difference, final, interval, paired, reestimated
 from cnlib.results.papers import Table, published, tables
 from cnlib.results.report import VERDICTS, Cell, reproduction
@@ -20,6 +20,7 @@ from cnlib.results.runs import by_method, experiments, load, select, to_frame
 __all__ = [
     "VERDICTS",
     "Cell",
+    "Colors",
     "Contrast",
     "Difference",
     "Estimate",
@@ -27,6 +28,7 @@ __all__ = [
     "MixtureRecord",
     "Table",
     "by_method",
+    "colors",
     "contrast",
     "correct",
     "crossed",

@@ -1,16 +1,18 @@
-"""The recorded analysis of mixtures of images, made by `studies.images`, drawn by chapter 8."""
+"""What is recorded of images, made by `studies`: the analysis of their mixtures (chapter 8), colors (chapter 10)."""
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from cnlib.records import RECORDS
 from cnlib.storage import read_npz
-from cnlib.training.records import read_lines
+from cnlib.training.records import read_lines, unpack
 
 MIXTURES = RECORDS / "mixtures"
+COLORS = RECORDS / "colors"
+STEP = 0.005  # of kept colors, in gray levels of 0 to 255: at most 51,000 of them, in 16 bits
 
 
 @dataclass(frozen=True)
@@ -46,3 +48,27 @@ def mixture_record(dataset: str, folder: Path | None = None) -> MixtureRecord:
     for line in lines:
         rows.setdefault(line.pop("type"), []).append(line)
     return MixtureRecord(header, rows, pictures)
+
+
+class Colors(NamedTuple):
+    """mean, std: of each image and channel over its positions, (N, C), with pixels in [0, 1]; labels: (N,)."""
+
+    mean: np.ndarray
+    std: np.ndarray
+    labels: np.ndarray
+
+
+def colors(dataset: str) -> Colors:
+    """Of all test images of a data set in the package, in its order. Raises ValueError for another.
+
+    A layer (x - mu) / sigma on the image turns mean m and standard deviation s of an image into (m - mu) / sigma and
+    s / sigma, channel by channel: what it writes into colors follows from these.
+    """
+    path = COLORS / f"{dataset}.jsonl"
+    if not path.is_file():
+        known = ", ".join(sorted(file.stem for file in COLORS.glob("*.jsonl"))) or "none"
+        raise ValueError(f"no colors of {dataset!r} in the package: there are {known}; `python -m studies.colors` adds")
+    line = read_lines(path)[0]
+    labels = unpack(line["labels"])
+    mean, std = (STEP / 255 * unpack(line[key]).reshape(len(labels), -1) for key in ("mean", "std"))
+    return Colors(mean, std, labels)

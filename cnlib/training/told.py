@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from cnlib.contexts.bayes import combine, context_posterior, marginal
 from cnlib.data import ImageData
+from cnlib.norm import ContextNorm
 from cnlib.training import distributed
 from cnlib.training.augment import View, resize, usual_view
 from cnlib.training.batches import Batch
@@ -35,7 +36,8 @@ class Told(Trainer):
     "superclass_accuracy", the share inside the true one; the authors' precision, recall and number of predictions (see
     `above_half`). A network that is not told has "test_masked": `combine` with the truth. One that is told has, at the
     end, "test_shuffled": contexts of other images; "test_predicted"; "test_marginal", the sum over all contexts as they
-    are predicted; and "test_constant_accuracy" and "test_constant_obedience", a number for each context told to all.
+    are predicted; and "test_constant_accuracy" and "test_constant_obedience", a number for each context told to all. Of a
+    context norm on the image: "learned_mean" and "learned_std", (T, C) after the last epoch.
     """
 
     OPTIONS = {"frozen": False, "predict": True}
@@ -110,6 +112,10 @@ class Told(Trainer):
         found = super().conclude()
         if self.given_label is not None and not self.told and self.config.norm == "none":
             CONTEXT_FREE[self.plain_key()] = self.answers(self.tested)
+        layer = first_layer(self.tested, self.config)
+        if isinstance(layer, ContextNorm) and layer.num_features == self.train.images.shape[-1]:  # on the image
+            mean, var = layer.moments()
+            found |= {"learned_mean": mean.tolist(), "learned_std": var.sqrt().tolist()}
         if parts := [part for seen in distributed.from_all(self.seen) for part in seen]:
             shares = torch.stack(parts).sum(0).double() / len(self.tests["test"].split)
             found |= dict(zip(("test_constant_accuracy", "test_constant_obedience"), shares.tolist(), strict=True))

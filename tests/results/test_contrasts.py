@@ -6,7 +6,7 @@ import torch
 
 from cnlib import results
 from cnlib.data import load
-from cnlib.experiments.convnet import PRIMARY
+from cnlib.experiments import convnet, vit
 from cnlib.records import RECORDS
 from cnlib.results import contrasts
 from cnlib.training import Config
@@ -112,6 +112,8 @@ def test_a_contrast_averages_what_shares_images_and_counts_data_sets_apart():
     np.testing.assert_allclose([found.among.mean, found.among.interval().half], [expected.mean, expected.half])
     # averaged with a setting in which nothing differs, the error of the other is halved
     alone = results.contrast(runs, {"third": ("cn", "bn")})
+    apart = [e.se for e in alone.settings.values()]  # two data sets share nothing
+    assert alone.mean.se == pytest.approx(np.hypot(*apart) / 2)
     assert found.mean.se == pytest.approx(alone.mean.se / 2, rel=1e-9)
     one = results.contrast(results.select(runs, dataset="cifar10"), {"third": ("cn", "bn")})
     assert one.among is None and one.mean == one.settings["cifar10, third"]
@@ -151,8 +153,7 @@ def test_shipped_labels_are_those_of_the_data(path):
     np.testing.assert_array_equal(results.labels(name, int(size)), data.subset(None, int(size)).test_labels)
 
 
-def test_primary_contrasts_are_of_methods_that_exist():
-    from cnlib.experiments import EXPERIMENTS
-
-    methods = EXPERIMENTS["convnet"].methods
-    assert all(name in methods for pairs, _ in PRIMARY.values() for pair in pairs.values() for name in pair)
+@pytest.mark.parametrize("module", [convnet, vit])
+def test_primary_contrasts_are_of_methods_that_exist(module):
+    methods = module.EXPERIMENT.methods
+    assert all(name in methods for pairs, _ in module.PRIMARY.values() for pair in pairs.values() for name in pair)
