@@ -99,7 +99,7 @@ PROFILES: dict[str, Fields] = {
         "options": TINY,
     },
     "book": {**FEW_EPOCHS, **WHOLE, **DIGITS, "lr": 5e-3, "epochs": 10, "warmup": 22, "options": TINY},
-    "reduced": {**FEW_EPOCHS, **WHOLE, "epochs": 12, "warmup": 195, "train_size": 25000, "test_size": 5000},
+    "reduced": {**FEW_EPOCHS, **WHOLE, "epochs": 8, "warmup": 195, "train_size": 25000, "test_size": 5000},
     "narrow": {"options": REDUCED},
     "paper": {},
 }

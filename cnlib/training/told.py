@@ -36,8 +36,8 @@ class Told(Trainer):
     "superclass_accuracy", the share inside the true one; the authors' precision, recall and number of predictions (see
     `above_half`). A network that is not told has "test_masked": `combine` with the truth. One that is told has, at the
     end, "test_shuffled": contexts of other images; "test_predicted"; "test_marginal", the sum over all contexts as they
-    are predicted; and "test_constant_accuracy" and "test_constant_obedience", a number for each context told to all. Of a
-    context norm on the image: "learned_mean" and "learned_std", (T, C) after the last epoch.
+    are predicted; and "test_constant_accuracy" and "test_constant_obedience", a number for each context told to all.
+    Of a context norm on the image: "learned_mean" and "learned_std", (T, C) after the last epoch.
     """
 
     OPTIONS = {"frozen": False, "predict": True}
