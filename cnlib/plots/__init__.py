@@ -6,6 +6,7 @@ notebook shows it once. matplotlib is imported on first use.
 """
 
 from cnlib.plots.lines import convergence, curves, label_ends, provenance_line, quantity
+from cnlib.plots.moving import frames
 from cnlib.plots.panels import contrasts, differences, intervals
 from cnlib.plots.style import CARD, GRID, INK, MUTED, STYLES, color, figure, name_of, style_of
 from cnlib.plots.tables import table
@@ -22,6 +23,7 @@ __all__ = [
     "curves",
     "differences",
     "figure",
+    "frames",
     "intervals",
     "label_ends",
     "name_of",
