@@ -53,6 +53,10 @@ def frames(label: str, drawn: Mapping[str, Figure], start: int = 0) -> HTML:
 
 
 def _png(figure: Figure) -> str:
+    import matplotlib
+
     file = io.BytesIO()
-    figure.savefig(file, format="png", dpi=DPI)
+    # not cut to what is drawn, or the frames would jump
+    with matplotlib.rc_context({"savefig.bbox": "standard"}):
+        figure.savefig(file, format="png", dpi=DPI)
     return base64.b64encode(file.getvalue()).decode()
