@@ -126,3 +126,22 @@ def test_accessibility(site: Path, address: str, browser: Any, scheme: str) -> N
                 found.append(f"{name}: {violation['id']}: {node['target']} {node['html'][:120]}")
     context.close()
     assert not found, "\n".join(found)
+
+
+def test_a_figure_moves_by_the_keyboard(site: Path, address: str, browser: Any) -> None:
+    page, moving = browser.new_page(), 0
+    for name in pages(site):
+        page.goto(f"{address}/{name}")
+        for slider in page.locator("figure input[type=range]").all():
+            figure = slider.locator("xpath=ancestor::figure")
+            shown = figure.locator("img:visible")
+            assert shown.count() == 1, name
+            before = shown.get_attribute("alt")
+            assert before and before.endswith(f": {slider.get_attribute('aria-valuetext')}")
+            slider.focus()
+            page.keyboard.press("ArrowRight")
+            assert shown.count() == 1 and shown.get_attribute("alt") != before
+            assert figure.locator("output").inner_text() == slider.get_attribute("aria-valuetext")
+            moving += 1
+    page.close()
+    assert moving or not pages(site)
