@@ -9,6 +9,7 @@ import pytest
 
 from cnlib import results
 from cnlib.experiments import EXPERIMENTS
+from cnlib.results.report import _power
 from cnlib.training.records import Run
 
 CONVNET = EXPERIMENTS["convnet"]
@@ -112,6 +113,12 @@ def test_the_power_is_that_of_scipys_noncentral_t():
     drawn = np.random.default_rng(0).normal(cell.gap, 1, (20_000, 3))
     share = (np.abs(drawn.mean(1)) / (drawn.std(1, ddof=1) / np.sqrt(3)) > t).mean()
     assert cell.power == pytest.approx(share, abs=0.015)
+
+
+@pytest.mark.parametrize(("gap", "spread", "least"), [(10.0, 0.01, 0.999), (10.0, 0.5, 0.8), (0.01, 1.0, 0.05)])
+def test_the_power_of_two_seeds_is_a_number_however_large_the_gap(gap, spread, least):
+    half = results.interval([10 - spread, 10 + spread]).half
+    assert least <= _power(gap, [results.Interval(0.0, half, 2)]) <= min(1.0, least + 0.2)
 
 
 def test_a_printed_tie_is_excluded_by_a_difference_and_confirmed_within_a_point():
