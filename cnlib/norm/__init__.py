@@ -9,6 +9,7 @@ from cnlib.norm.mixture import MixtureNorm, mixture_norm
 from cnlib.norm.placement import synchronize, use_context
 from cnlib.norm.registry import Place, create
 from cnlib.norm.statistics import frozen, reestimate
+from cnlib.norm.switchable import SwitchableNorm, switchable_norm
 
 __all__ = [
     "BatchNorm",
@@ -19,6 +20,7 @@ __all__ = [
     "MixtureNorm",
     "Place",
     "RMSNorm",
+    "SwitchableNorm",
     "batch_norm",
     "context_norm",
     "context_norm_plus",
@@ -28,6 +30,7 @@ __all__ = [
     "mixture_norm",
     "reestimate",
     "responsibilities",
+    "switchable_norm",
     "synchronize",
     "use_context",
 ]

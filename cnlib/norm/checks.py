@@ -123,15 +123,15 @@ def check_moments(mean: Tensor, var: Tensor, num_features: int, who: str) -> Non
     check_values(~(var < 0).any(), lambda: f"{who}: var holds {float(var.min()):g}, expected variances of at least 0")
 
 
-def check_priors(priors: Tensor, num_components: int, who: str) -> None:
+def check_priors(priors: Tensor, num_components: int, who: str, name: str = "priors") -> None:
     """priors must be (K,), non-negative and sum to 1."""
-    check_tensor(priors, "priors", who)
+    check_tensor(priors, name, who)
     if priors.shape != (num_components,):
-        raise ValueError(f"{who}: priors have shape {tuple(priors.shape)}, expected ({num_components},)")
+        raise ValueError(f"{who}: {name} have shape {tuple(priors.shape)}, expected ({num_components},)")
     check_values(
         (priors >= 0).all() & ((priors.sum() - 1).abs() < 1e-3),
         lambda: (
-            f"{who}: priors {priors.tolist()} sum to {float(priors.sum()):g}, expected values of at least 0 with sum 1"
+            f"{who}: {name} {priors.tolist()} sum to {float(priors.sum()):g}, expected values of at least 0 with sum 1"
         ),
     )
 

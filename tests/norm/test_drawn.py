@@ -89,6 +89,8 @@ RUNS = {
     "mn given": layer(lambda d: cnlib.MixtureNorm(d.channels, 3, gradient=d.gradient), "tau"),
     "cn": layer(lambda d: cnlib.ContextNorm(d.channels, 3, start="glorot", gradient=d.gradient), "ids"),
     "cn+": cn_plus,
+    "sn": layer(lambda d: cnlib.SwitchableNorm(d.channels, gradient=d.gradient)),
+    "switchable_norm": lambda d: (F.switchable_norm(d.x, *2 * (torch.full((3,), 1 / 3),), gradient=d.gradient), []),
     "batch_norm": lambda d: (F.batch_norm(d.x, gradient=d.gradient), []),
     "mixture_norm": lambda d: (F.mixture_norm(d.x, d.tau, d.priors, gradient=d.gradient), []),
     "context_norm": lambda d: (F.context_norm(d.x, d.ids, d.mean, d.var, gradient=d.gradient), []),
@@ -134,6 +136,7 @@ def test_long_inputs_lose_no_digits(length):
         "gn": (cnlib.GroupNorm(4, 4)(x), exact),
         "in": (cnlib.InstanceNorm(4)(x), exact),
         "rms": (cnlib.RMSNorm(4)(x), rms),
+        "sn": (cnlib.SwitchableNorm(4, normalizers=("in", "bn"))(x), exact),
         "mn given": (cnlib.MixtureNorm(4, 1)(x, ones), exact),
         "mn by position": (cnlib.MixtureNorm(4, 1)(x, torch.ones(1, 1, length)), exact),
     }

@@ -27,6 +27,7 @@ MAKERS = {
     "our instance": lambda c: cnlib.InstanceNorm(c, track_running_stats=True),
     "torch's instance": lambda c: nn.InstanceNorm2d(c, track_running_stats=True),
     "mixture": lambda c: cnlib.MixtureNorm(c, 2),
+    "switchable": cnlib.SwitchableNorm,
 }
 every_kind = pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS)
 
@@ -150,7 +151,7 @@ class Recorder:
 
 
 class TestReestimate:
-    @pytest.mark.parametrize("kind", ["ours", "torch's", "average"])
+    @pytest.mark.parametrize("kind", ["ours", "torch's", "average", "switchable"])
     def test_statistics_are_those_of_all_images_at_once(self, kind):
         model = layers(MAKERS[kind])
         for _ in range(3):
