@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from cnlib.norm import (
         BatchNorm,
         ContextNorm,
+        ExemplarNorm,
         GroupNorm,
         InstanceNorm,
         LayerNorm,
@@ -29,6 +30,7 @@ __version__ = "0.1.0"
 __all__ = [
     "BatchNorm",
     "ContextNorm",
+    "ExemplarNorm",
     "GaussianMixture",
     "GroupNorm",
     "InstanceNorm",

@@ -4,9 +4,18 @@ from cnlib.norm import (
     batch_norm,
     context_norm,
     context_norm_plus,
+    exemplar_norm,
     mixture_norm,
     responsibilities,
     switchable_norm,
 )
 
-__all__ = ["batch_norm", "context_norm", "context_norm_plus", "mixture_norm", "responsibilities", "switchable_norm"]
+__all__ = [
+    "batch_norm",
+    "context_norm",
+    "context_norm_plus",
+    "exemplar_norm",
+    "mixture_norm",
+    "responsibilities",
+    "switchable_norm",
+]

@@ -65,6 +65,7 @@ def layers(shape: tuple[int, ...], gradient: str) -> Iterator[tuple[str, nn.Modu
     yield "MixtureNorm, given", cnlib.MixtureNorm(c, K, **g), (tau,)
     yield "MixtureNorm, EM", cnlib.MixtureNorm(c, K, em_steps=2, **g), ()
     yield "SwitchableNorm", cnlib.SwitchableNorm(c, **g), ()
+    yield "ExemplarNorm", cnlib.ExemplarNorm(c, **g), ()
     if gradient == "autograd":
         yield "MixtureNorm, naive K copies", NaiveMixtureNorm(), (tau,)
         authors = authors_layer(c)

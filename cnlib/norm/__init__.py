@@ -3,6 +3,7 @@
 from cnlib.norm.batch import BatchNorm, batch_norm
 from cnlib.norm.context import ContextNorm, context_norm, context_norm_plus
 from cnlib.norm.conversion import convert
+from cnlib.norm.exemplar import ExemplarNorm, exemplar_norm
 from cnlib.norm.family import GroupNorm, InstanceNorm, LayerNorm, RMSNorm
 from cnlib.norm.gaussians import responsibilities
 from cnlib.norm.mixture import MixtureNorm, mixture_norm
@@ -14,6 +15,7 @@ from cnlib.norm.switchable import SwitchableNorm, switchable_norm
 __all__ = [
     "BatchNorm",
     "ContextNorm",
+    "ExemplarNorm",
     "GroupNorm",
     "InstanceNorm",
     "LayerNorm",
@@ -26,6 +28,7 @@ __all__ = [
     "context_norm_plus",
     "convert",
     "create",
+    "exemplar_norm",
     "frozen",
     "mixture_norm",
     "reestimate",

@@ -12,7 +12,7 @@ of x: a layer made of these is y = A x + B with one slope and one offset a sampl
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -90,26 +90,38 @@ def sum_over_set(name: str, values: Tensor) -> Tensor:
 
 
 def through_moments(
-    d_moments: Mapping[str, Moments],
-    moments: Mapping[str, Moments],
-    mean: Tensor,
+    normalizers: Iterable[str],
+    d_means: Iterable[Tensor],
+    d_vars: Iterable[Tensor],
+    found: Sequence[Tensor],
+    d_found: Sequence[Tensor],
+    running: Moments | None,
     positions: int,
     group: ProcessGroup | None,
 ) -> Moments:
-    """Slope and offset (N, C) of what reaches x through the moments, as slope (x - m_in) + offset:
+    """Slope and offset (N, C) of what reaches x through its moments, as slope (x - m_in) + offset:
 
         sum_k [ dl/dm_k + 2 (x - m_k) dl/dv_k ] / M_k
 
-    d_moments: dl/dm_k and dl/dv_k of each normalizer whose moments are those of x, in their shapes. mean: m_in (N, C).
+    d_means, d_vars: of each normalizer, (N, C) each, still to be summed over what shares m_k and v_k. found: m_in, v_in
+    (N, C) and those of the batch (1, C), outputs of a Function; d_found: the gradients that reach these by themselves.
+    running: where "bn" has these, its moments are not those of x.
     """
-    n, c = mean.shape
-    slope = offset = torch.zeros_like(mean)
+    mean, var, *batch = found
+    moments = dict(zip(NORMALIZERS, moments_of(NORMALIZERS, mean, var, (batch[0], batch[1])), strict=True))
+    d_moments = {"in": (d_found[0], d_found[1]), "bn": (d_found[2], d_found[3])}
+    for name, d_mean, d_var in zip(normalizers, d_means, d_vars, strict=True):
+        if name != "bn" or running is None:
+            direct = d_moments.get(name, (0, 0))
+            d_moments[name] = direct[0] + sum_over_set(name, d_mean), direct[1] + sum_over_set(name, d_var)
+
+    (n, c), slope, offset = mean.shape, torch.zeros_like(mean), torch.zeros_like(mean)
     for name, (d_mean, d_var) in d_moments.items():
-        own = {"in": 1, "ln": c, "bn": n}[name] * positions
-        m: Count = own
+        values = {"in": 1, "ln": c, "bn": n}[name] * positions
+        m: Count = values
         if name == "bn" and group is not None:
             # the batch is that of all processes, and so are M and the two sums
-            d_mean, d_var, m = total(group, d_mean, d_var, mean.new_full((1,), own))
+            d_mean, d_var, m = total(group, d_mean, d_var, mean.new_full((1,), values))
         by_var = 2 * d_var / m
         slope = slope + by_var
         offset = offset + d_mean / m + by_var * (mean - moments[name][0])

@@ -11,6 +11,7 @@ from torch import nn
 
 from cnlib.norm.batch import BatchNorm
 from cnlib.norm.context import ContextNorm
+from cnlib.norm.exemplar import ExemplarNorm
 from cnlib.norm.family import GroupNorm, InstanceNorm, LayerNorm, RMSNorm
 from cnlib.norm.mixture import MixtureNorm
 from cnlib.norm.switchable import SwitchableNorm
@@ -56,6 +57,7 @@ NORMS: dict[str, Entry] = {
     "mn": Entry("MN", MixtureNorm, lambda c: {"num_components": 3}),
     "cn": Entry("CN", ContextNorm, lambda c: {"num_contexts": 3}),
     "sn": Entry("SN", SwitchableNorm),
+    "en": Entry("EN", ExemplarNorm),
     "none": Entry("no norm", Place),
 }
 
@@ -63,8 +65,8 @@ NORMS: dict[str, Entry] = {
 def create(name: str, num_features: int, **options: Any) -> nn.Module:
     """A norm layer by its name in ``NORMS``, e.g. ``create("gn", 64)``.
 
-    "bn" "ln" "in" "gn" "rms" "mn" "cn" "sn" "none". GN has groups of 8 channels where 8 divides num_features, else one
-    group; IN has an affine map; MN has 3 components and CN 3 contexts; "none" is an empty place.
+    "bn" "ln" "in" "gn" "rms" "mn" "cn" "sn" "en" "none". GN has groups of 8 channels where 8 divides num_features,
+    else one group; IN has an affine map; MN has 3 components and CN 3 contexts; "none" is an empty place.
     options: of the layer, in place of these. Raises ValueError for an unknown name, TypeError for an option that the
     layer does not take.
     """

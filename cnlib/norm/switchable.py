@@ -24,7 +24,6 @@ from cnlib.norm.index_sets import (
     moments_of,
     running_moments,
     samples,
-    sum_over_set,
     through_moments,
 )
 from cnlib.norm.layer import Norm
@@ -93,10 +92,11 @@ class Switch(torch.autograd.Function):
         return y, *moments, m
 
     @staticmethod
-    def backward(ctx, g, g_mean, g_var, g_batch_mean, g_batch_var, _):  # type: ignore[no-untyped-def]
-        x, w, u, weight, running_mean, running_var, mean, var, batch_mean, batch_var = ctx.saved_tensors
+    def backward(ctx, g, *d_found):  # type: ignore[no-untyped-def]
+        x, w, u, weight, running_mean, running_var, *found = ctx.saved_tensors
         running = None if running_mean is None else (running_mean, running_var)
-        moments = moments_of(ctx.normalizers, mean, var, running or (batch_mean, batch_var))
+        mean, var, *batch = found
+        moments = moments_of(ctx.normalizers, mean, var, running or batch)
         rstd = (mixed(u, (v for _, v in moments)) + ctx.eps).rsqrt()  # (N, C), or (1, C), (N, 1) with one set alone
         off = mean - mixed(w, (m for m, _ in moments))  # (N, C): x - m is x - m_in + off
         centered = widen(x) - mean.unsqueeze(-1)  # (N, C, L)
@@ -114,13 +114,10 @@ class Switch(torch.autograd.Function):
         d_w = torch.stack([(a * m).sum() for m, _ in moments])  # (K,)
         d_u = torch.stack([(b * v).sum() for _, v in moments])  # (K,)
 
-        d_moments = {"in": (g_mean, g_var), "bn": (g_batch_mean, g_batch_var)}
-        for k, name in enumerate(ctx.normalizers):
-            if name != "bn" or running is None:
-                d_mean, d_var = d_moments.get(name, (0, 0))
-                d_moments[name] = (d_mean + w[k] * sum_over_set(name, a), d_var + u[k] * sum_over_set(name, b))
-        of_x = dict(zip(NORMALIZERS, moments_of(NORMALIZERS, mean, var, (batch_mean, batch_var)), strict=True))
-        slope, offset = through_moments(d_moments, of_x, mean, x.shape[2], ctx.group)  # (N, C)
+        d_means, d_vars = [w_k * a for w_k in w.unbind()], [u_k * b for u_k in u.unbind()]  # (N, C) each
+        slope, offset = through_moments(
+            ctx.normalizers, d_means, d_vars, found, d_found, running, x.shape[2], ctx.group
+        )  # (N, C)
         through = affine_(centered, slope.unsqueeze(-1), offset.unsqueeze(-1))  # (N, C, L)
         dx = narrow(add_product_(through, g, scale.unsqueeze(-1)), x.dtype)
         return dx, d_w, d_u, d_weight, d_bias, None, None, None, None, None

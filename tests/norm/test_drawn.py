@@ -75,6 +75,12 @@ def cn_plus(d):
     return made(d.x), list(made.parameters())
 
 
+def random_network(made):
+    """An ExemplarNorm whose ratios depend on x."""
+    torch.nn.init.normal_(made.network.output_weight)
+    return made
+
+
 def groups(d):
     return d.pick([g for g in range(1, d.channels + 1) if d.channels % g == 0])
 
@@ -90,6 +96,8 @@ RUNS = {
     "cn": layer(lambda d: cnlib.ContextNorm(d.channels, 3, start="glorot", gradient=d.gradient), "ids"),
     "cn+": cn_plus,
     "sn": layer(lambda d: cnlib.SwitchableNorm(d.channels, gradient=d.gradient)),
+    "en": layer(lambda d: random_network(cnlib.ExemplarNorm(d.channels, gradient=d.gradient))),
+    "exemplar_norm": lambda d: (F.exemplar_norm(d.x, d.tau, gradient=d.gradient), []),
     "switchable_norm": lambda d: (F.switchable_norm(d.x, *2 * (torch.full((3,), 1 / 3),), gradient=d.gradient), []),
     "batch_norm": lambda d: (F.batch_norm(d.x, gradient=d.gradient), []),
     "mixture_norm": lambda d: (F.mixture_norm(d.x, d.tau, d.priors, gradient=d.gradient), []),
