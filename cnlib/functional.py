@@ -6,6 +6,7 @@ from cnlib.norm import (
     context_norm_plus,
     exemplar_norm,
     mixture_norm,
+    mode_norm,
     responsibilities,
     switchable_norm,
 )
@@ -16,6 +17,7 @@ __all__ = [
     "context_norm_plus",
     "exemplar_norm",
     "mixture_norm",
+    "mode_norm",
     "responsibilities",
     "switchable_norm",
 ]

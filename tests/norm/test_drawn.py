@@ -96,6 +96,10 @@ RUNS = {
     "cn": layer(lambda d: cnlib.ContextNorm(d.channels, 3, start="glorot", gradient=d.gradient), "ids"),
     "cn+": cn_plus,
     "sn": layer(lambda d: cnlib.SwitchableNorm(d.channels, gradient=d.gradient)),
+    "mode": layer(lambda d: cnlib.ModeNorm(d.channels, 3, gradient=d.gradient)),
+    "mode_norm": lambda d: (F.mode_norm(d.x, d.tau, gradient=d.gradient), []),
+    "gated": layer(lambda d: cnlib.GatedContextNorm(d.channels, 3, gradient=d.gradient)),
+    "gated, hard": layer(lambda d: cnlib.GatedContextNorm(d.channels, 3, gradient=d.gradient, hard=True)),
     "en": layer(lambda d: random_network(cnlib.ExemplarNorm(d.channels, gradient=d.gradient))),
     "exemplar_norm": lambda d: (F.exemplar_norm(d.x, d.tau, gradient=d.gradient), []),
     "switchable_norm": lambda d: (F.switchable_norm(d.x, *2 * (torch.full((3,), 1 / 3),), gradient=d.gradient), []),
@@ -145,6 +149,7 @@ def test_long_inputs_lose_no_digits(length):
         "in": (cnlib.InstanceNorm(4)(x), exact),
         "rms": (cnlib.RMSNorm(4)(x), rms),
         "sn": (cnlib.SwitchableNorm(4, normalizers=("in", "bn"))(x), exact),
+        "mode": (cnlib.ModeNorm(4, 1)(x), exact),
         "mn given": (cnlib.MixtureNorm(4, 1)(x, ones), exact),
         "mn by position": (cnlib.MixtureNorm(4, 1)(x, torch.ones(1, 1, length)), exact),
     }

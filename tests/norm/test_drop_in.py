@@ -153,7 +153,7 @@ class TestTools:
         ours.load_state_dict(old)  # strict: torch fills the counter in
         assert_same(ours.running_mean, theirs.running_mean)
 
-    @pytest.mark.parametrize("name", ["bn", "in", "mn", "sn", "en"])
+    @pytest.mark.parametrize("name", ["bn", "in", "mn", "sn", "en", "mode"])
     def test_reset_running_stats(self, name):
         make, extra = LAYERS[name]
         layer = make()

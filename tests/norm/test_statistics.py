@@ -29,6 +29,7 @@ MAKERS = {
     "mixture": lambda c: cnlib.MixtureNorm(c, 2),
     "switchable": cnlib.SwitchableNorm,
     "exemplar": cnlib.ExemplarNorm,
+    "mode": cnlib.ModeNorm,
 }
 every_kind = pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS)
 

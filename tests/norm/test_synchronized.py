@@ -18,6 +18,7 @@ LAYERS = {
     "batch average": lambda **o: cnlib.BatchNorm(3, momentum=None, affine=False, **o),
     "mixture": lambda **o: cnlib.MixtureNorm(3, 2, **o),
     "switchable": lambda **o: cnlib.SwitchableNorm(3, **o),
+    "mode": lambda **o: cnlib.ModeNorm(3, 2, **o),
     "exemplar": lambda **o: cnlib.ExemplarNorm(3, hidden=4, **o),
 }
 TAU = {"": None, "tau a sample": draw_tau(7, 2, (), 5), "tau a position": draw_tau(7, 2, (2, 2), 6)}
