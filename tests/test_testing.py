@@ -68,6 +68,26 @@ class PlainSwitch(nn.Module):
         return y.reshape(x.shape).to(x.dtype)
 
 
+def one_mode(channels):
+    return cnlib.ModeNorm(channels, 1)
+
+
+def one_normalizer(channels):
+    return cnlib.ExemplarNorm(channels, normalizers=("bn",))
+
+
+def with_parameters_of(make, reference):
+    """The reference, and beside its weight and bias what else the layer has, which is to change nothing."""
+
+    def build(channels):
+        layer = reference(channels)
+        for i, parameter in enumerate([*make(channels).parameters()][2:]):
+            layer.register_parameter(f"unused{i}", nn.Parameter(parameter.detach().clone()))
+        return layer
+
+    return build
+
+
 class Plain(nn.Module):
     """A correct batch norm. What an heir may get wrong is a method."""
 
@@ -271,6 +291,8 @@ OURS = {
     "MixtureNorm, given": (lambda c: cnlib.MixtureNorm(c, 1), StartsFromData, ones),
     "ContextNorm": (lambda c: cnlib.ContextNorm(c, 3), PlainContext, ids),
     "SwitchableNorm": (cnlib.SwitchableNorm, PlainSwitch),
+    "ExemplarNorm, one normalizer": (one_normalizer, with_parameters_of(one_normalizer, AnyRank)),
+    "ModeNorm, one mode": (one_mode, with_parameters_of(one_mode, StartsFromData)),
 }
 
 

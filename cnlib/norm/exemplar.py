@@ -94,8 +94,8 @@ class Exemplar(torch.autograd.Function):
         *network, running_mean, running_var, normalizers, r, eps, group = rest
         network = Network(*network) if given is None else None
         running = None if running_mean is None else (running_mean, running_var)
-        y, *found, m = exemplar(x, given, weight, bias, network, running, normalizers, r, eps, group)
-        found[0] = found[0].clone() if given is not None else found[0]
+        own = None if given is None else given.clone()  # an output may not be an input
+        y, *found, m = exemplar(x, own, weight, bias, network, running, normalizers, r, eps, group)
         ctx.save_for_backward(x, given, weight, bias, *rest[:7], *found)
         ctx.normalizers, ctx.r, ctx.eps, ctx.group = normalizers, r, eps, group
         if group is not None:
@@ -127,9 +127,8 @@ class Exemplar(torch.autograd.Function):
 
         # the mean of a sample, which q is made of, is m_in
         direct = (d_found[0] + (d_q * rstd).sum(1), *d_found[1:])
-        slope, offset = through_moments(
-            ctx.normalizers, a.unbind(1), b.unbind(1), found, direct, running, x.shape[2], ctx.group
-        )  # (N, C)
+        rest = (found, direct, running, x.shape[2], ctx.group)
+        slope, offset = through_moments(ctx.normalizers, a.unbind(1), b.unbind(1), *rest)  # (N, C)
         through = affine_(centered, slope.unsqueeze(-1), offset.unsqueeze(-1))  # (N, C, L)
         dx = narrow(add_product_(through, g, (slopes * rstd).sum(1).unsqueeze(-1)), x.dtype)
         return dx, None if given is None else d_ratios, d_weight, d_bias, *d_network, *[None] * 6
