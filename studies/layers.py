@@ -64,6 +64,10 @@ def layers(shape: tuple[int, ...], gradient: str) -> Iterator[tuple[str, nn.Modu
     yield "ContextNorm", cnlib.ContextNorm(c, K, **g), (ids,)
     yield "MixtureNorm, given", cnlib.MixtureNorm(c, K, **g), (tau,)
     yield "MixtureNorm, EM", cnlib.MixtureNorm(c, K, em_steps=2, **g), ()
+    yield "SwitchableNorm", cnlib.SwitchableNorm(c, **g), ()
+    yield "ModeNorm", cnlib.ModeNorm(c, 2, **g), ()
+    yield "GatedContextNorm", cnlib.GatedContextNorm(c, K, **g), ()
+    yield "ExemplarNorm", cnlib.ExemplarNorm(c, **g), ()
     if gradient == "autograd":
         yield "MixtureNorm, naive K copies", NaiveMixtureNorm(), (tau,)
         authors = authors_layer(c)

@@ -38,6 +38,56 @@ class PlainContext(nn.Module):
         return ((x - mean) / (var + 1e-5).sqrt()).to(x.dtype)
 
 
+class PlainSwitch(nn.Module):
+    """Switchable norm as its public code has it, with biased variances: three copies of each moment."""
+
+    def __init__(self, channels):
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.ones(channels)), nn.Parameter(torch.zeros(channels))
+        self.mean_logits, self.var_logits = (nn.Parameter(torch.ones(3)) for _ in range(2))
+        self.register_buffer("running_mean", torch.zeros(channels))
+        self.register_buffer("running_var", torch.ones(channels))
+
+    def forward(self, x):
+        values = x.reshape(*x.shape[:2], -1).to(torch.promote_types(x.dtype, self.weight.dtype))
+        if values.shape[0] * values.shape[2] == 1 and self.training:
+            raise ValueError("one value")
+        both = [(values.mean(axes, keepdim=True), values.var(axes, keepdim=True, correction=0)) for axes in (2, (1, 2))]
+        if self.training:
+            m = values.shape[0] * values.shape[2]
+            mean, var = values.mean((0, 2)), values.var((0, 2), correction=0)
+            with torch.no_grad():
+                self.running_mean.lerp_(mean, 0.1)
+                self.running_var.lerp_(var * m / (m - 1), 0.1)
+        else:
+            mean, var = self.running_mean, self.running_var
+        both.append((mean[:, None], var[:, None]))
+        w, u = self.mean_logits.softmax(0), self.var_logits.softmax(0)
+        mean, var = (sum(r[k] * both[k][i] for k in range(3)) for i, r in enumerate((w, u)))
+        y = (values - mean) / (var + 1e-5).sqrt() * self.weight[:, None] + self.bias[:, None]
+        return y.reshape(x.shape).to(x.dtype)
+
+
+def one_mode(channels):
+    return cnlib.ModeNorm(channels, 1)
+
+
+def one_normalizer(channels):
+    return cnlib.ExemplarNorm(channels, normalizers=("bn",))
+
+
+def with_parameters_of(make, reference):
+    """The reference, and beside its weight and bias what else the layer has, which is to change nothing."""
+
+    def build(channels):
+        layer = reference(channels)
+        for i, parameter in enumerate([*make(channels).parameters()][2:]):
+            layer.register_parameter(f"unused{i}", nn.Parameter(parameter.detach().clone()))
+        return layer
+
+    return build
+
+
 class Plain(nn.Module):
     """A correct batch norm. What an heir may get wrong is a method."""
 
@@ -240,6 +290,9 @@ OURS = {
     "MixtureNorm, EM": (lambda c: cnlib.MixtureNorm(c, 1), StartsFromData),
     "MixtureNorm, given": (lambda c: cnlib.MixtureNorm(c, 1), StartsFromData, ones),
     "ContextNorm": (lambda c: cnlib.ContextNorm(c, 3), PlainContext, ids),
+    "SwitchableNorm": (cnlib.SwitchableNorm, PlainSwitch),
+    "ExemplarNorm, one normalizer": (one_normalizer, with_parameters_of(one_normalizer, AnyRank)),
+    "ModeNorm, one mode": (one_mode, with_parameters_of(one_mode, StartsFromData)),
 }
 
 

@@ -50,12 +50,15 @@ def positions(x: Tensor) -> int:
     return math.prod(x.shape[2:])
 
 
-def of_nothing(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
-    """What a layer makes of x (N, C, *) without values. It hangs on the parameters (C,), whose gradients are 0 then and
-    not None: DistributedDataParallel waits for each."""
+def of_nothing(x: Tensor, weight: Tensor | None, bias: Tensor | None, *others: Tensor) -> Tensor:
+    """What a layer makes of x (N, C, *) without values. It hangs on the parameters, weight and bias (C,) and others of
+    any shape, whose gradients are 0 then and not None: DistributedDataParallel waits for each."""
     shape = (-1,) + (1,) * (x.dim() - 2)
     y = x.clone() if weight is None else x * weight.view(shape)
-    return narrow(y if bias is None else y + bias.view(shape), x.dtype)
+    y = y if bias is None else y + bias.view(shape)
+    for other in others:
+        y = y + other.sum()
+    return narrow(y, x.dtype)
 
 
 # Longest row whose squares one kernel sums into one float: its error grows with the length.

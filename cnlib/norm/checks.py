@@ -123,32 +123,42 @@ def check_moments(mean: Tensor, var: Tensor, num_features: int, who: str) -> Non
     check_values(~(var < 0).any(), lambda: f"{who}: var holds {float(var.min()):g}, expected variances of at least 0")
 
 
-def check_priors(priors: Tensor, num_components: int, who: str) -> None:
+def check_priors(priors: Tensor, num_components: int, who: str, name: str = "priors") -> None:
     """priors must be (K,), non-negative and sum to 1."""
-    check_tensor(priors, "priors", who)
+    check_tensor(priors, name, who)
     if priors.shape != (num_components,):
-        raise ValueError(f"{who}: priors have shape {tuple(priors.shape)}, expected ({num_components},)")
+        raise ValueError(f"{who}: {name} have shape {tuple(priors.shape)}, expected ({num_components},)")
     check_values(
         (priors >= 0).all() & ((priors.sum() - 1).abs() < 1e-3),
         lambda: (
-            f"{who}: priors {priors.tolist()} sum to {float(priors.sum()):g}, expected values of at least 0 with sum 1"
+            f"{who}: {name} {priors.tolist()} sum to {float(priors.sum()):g}, expected values of at least 0 with sum 1"
         ),
     )
 
 
-def check_responsibilities(tau: Tensor, x: Tensor, num_components: int | None, who: str) -> None:
-    """tau must be (N, K), one row a sample, or (N, K, *), one row a position."""
-    check_tensor(tau, "responsibilities", who)
+def check_responsibilities(
+    tau: Tensor,
+    x: Tensor,
+    num_components: int | None,
+    who: str,
+    name: str = "responsibilities",
+    by_position: bool = True,
+) -> None:
+    """tau must be (N, K), one row a sample, or, by position, (N, K, *)."""
+    check_tensor(tau, name, who)
     k = "K" if num_components is None else str(num_components)
-    sample, position = f"({x.shape[0]}, {k})", f"({x.shape[0]}, {k}, *{tuple(x.shape[2:])})"
-    shape_ok = tau.dim() >= 2 and tau.shape[0] == x.shape[0] and (tau.dim() == 2 or tau.shape[2:] == x.shape[2:])
+    wanted = f"({x.shape[0]}, {k})"
+    if by_position:
+        wanted += f" or ({x.shape[0]}, {k}, *{tuple(x.shape[2:])})"
+    shape_ok = tau.dim() >= 2 and tau.shape[0] == x.shape[0]
+    shape_ok = shape_ok and (tau.dim() == 2 or (by_position and tau.shape[2:] == x.shape[2:]))
     if not shape_ok or (num_components is not None and tau.shape[1] != num_components):
-        raise ValueError(f"{who}: responsibilities have shape {tuple(tau.shape)}, expected {sample} or {position}")
+        raise ValueError(f"{who}: {name} have shape {tuple(tau.shape)}, expected {wanted}")
     if not tau.is_floating_point():
-        raise TypeError(f"{who}: responsibilities have type {tau.dtype}, expected a real floating type")
+        raise TypeError(f"{who}: {name} have type {tau.dtype}, expected a real floating type")
     if tau.device != x.device:
-        raise ValueError(f"{who}: responsibilities are on {tau.device} and x on {x.device}; use .to(x.device)")
+        raise ValueError(f"{who}: {name} are on {tau.device} and x on {x.device}; use .to(x.device)")
     check_values(
         ((tau.sum(1) - 1).abs() < 1e-2).all() & (tau > -1e-3).all(),
-        lambda: f"{who}: responsibilities must be non-negative and sum to 1 over the components (axis 1)",
+        lambda: f"{who}: {name} must be non-negative and sum to 1 over the components (axis 1)",
     )

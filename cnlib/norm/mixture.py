@@ -171,6 +171,34 @@ def normalize_mixture(
     return y.reshape(x.shape), mean, var
 
 
+def normalize_and_track(
+    layer: Any,
+    x: Tensor,
+    tau: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    group: ProcessGroup | None,
+    priors: Tensor | None = None,
+) -> Tensor:
+    """``normalize_mixture`` of a layer's batch x (N, C, *) under tau; in training its running mixture moves.
+
+    priors: None for the shares of the mass of tau, (K,), by which the running priors move in any case.
+    """
+    own = x.shape[0] * positions(x)
+    m: Tensor | int = own
+    shares = tau.transpose(0, 1).flatten(1).mean(1)
+    weights = flatten(tau)
+    held, squares = mass(weights, positions(x)), mass(weights.detach().square(), positions(x))  # (K, 1)
+    if group is not None:
+        held, squares, m = total(group, held, squares, tau.new_full((), own))
+        shares = held[:, 0] / m
+    priors = shares if priors is None else priors
+    y, mean, var = normalize_mixture(x, tau, priors, weight, bias, layer.eps, layer.gradient, group)
+    if layer.training and layer.track_running_stats and not in_backward():
+        layer.update_running(mean, var, m, shares, equal_values(held, squares))
+    return y
+
+
 def mixture_norm(
     x: Tensor, responsibilities: Tensor, priors: Tensor, eps: float = 1e-5, gradient: str = "manual"
 ) -> Tensor:
@@ -261,18 +289,7 @@ class MixtureNorm(RunningMixture):
     def _normalize_batch(self, x: Tensor, tau: Tensor | None, group: ProcessGroup | None) -> Tensor:
         wide = widen(x)
         tau = self._fit(wide.detach(), group) if tau is None else tau.to(wide.dtype)
-        own = x.shape[0] * positions(x)
-        m: Tensor | int = own
-        priors = tau.transpose(0, 1).flatten(1).mean(1)
-        weights = flatten(tau)
-        held, squares = mass(weights, positions(x)), mass(weights.detach().square(), positions(x))  # (K, 1)
-        if group is not None:
-            held, squares, m = total(group, held, squares, wide.new_full((), own))
-            priors = held[:, 0] / m
-        y, mean, var = normalize_mixture(x, tau, priors, self.weight, self.bias, self.eps, self.gradient, group)
-        if self.training and self.track_running_stats and not in_backward():
-            self.update_running(mean, var, m, priors, equal_values(held, squares))
-        return y
+        return normalize_and_track(self, x, tau, self.weight, self.bias, group)
 
     @torch.no_grad()
     def _fit(self, x: Tensor, group: ProcessGroup | None = None) -> Tensor:

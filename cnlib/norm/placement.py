@@ -40,10 +40,10 @@ def synchronize(model: nn.Module, process_group: ProcessGroup | bool | None = No
         torch.distributed.init_process_group("gloo")
         model = torch.nn.parallel.DistributedDataParallel(cnlib.synchronize(model))
 
-    These are the layers that have an attribute `synchronized`: BatchNorm and MixtureNorm. In training, each process
-    then normalizes its part of the batch as one process would the whole: outputs, gradients with respect to the sum of
-    all losses, and running buffers are the same, for parts of any size. All processes have to run the layers equally
-    often. Contexts need nothing: pass each process those of its own samples.
+    These are the layers that have an attribute `synchronized`, such as BatchNorm and MixtureNorm. In training, each
+    process then normalizes its part of the batch as one process would the whole: outputs, gradients with respect to the
+    sum of all losses, and running buffers are the same, for parts of any size. All processes have to run the layers
+    equally often. Contexts need nothing: pass each process those of its own samples.
     ``nn.SyncBatchNorm.convert_sync_batchnorm`` replaces a BatchNorm of ours by torch's, which shares its batch too (on
     GPUs only), and leaves a MixtureNorm as it is.
     process_group: None is all processes; False undoes it. In place; returns the model. As torch.nn.SyncBatchNorm does

@@ -11,8 +11,12 @@ from torch import nn
 
 from cnlib.norm.batch import BatchNorm
 from cnlib.norm.context import ContextNorm
+from cnlib.norm.exemplar import ExemplarNorm
 from cnlib.norm.family import GroupNorm, InstanceNorm, LayerNorm, RMSNorm
+from cnlib.norm.gated import GatedContextNorm
 from cnlib.norm.mixture import MixtureNorm
+from cnlib.norm.mode import ModeNorm
+from cnlib.norm.switchable import SwitchableNorm
 
 GROUP_CHANNELS = 8
 
@@ -54,6 +58,10 @@ NORMS: dict[str, Entry] = {
     "rms": Entry("RMSNorm", RMSNorm),
     "mn": Entry("MN", MixtureNorm, lambda c: {"num_components": 3}),
     "cn": Entry("CN", ContextNorm, lambda c: {"num_contexts": 3}),
+    "sn": Entry("SN", SwitchableNorm),
+    "en": Entry("EN", ExemplarNorm),
+    "mode": Entry("ModeNorm", ModeNorm),
+    "gated": Entry("gated CN", GatedContextNorm, lambda c: {"num_contexts": 3}),
     "none": Entry("no norm", Place),
 }
 
@@ -61,8 +69,9 @@ NORMS: dict[str, Entry] = {
 def create(name: str, num_features: int, **options: Any) -> nn.Module:
     """A norm layer by its name in ``NORMS``, e.g. ``create("gn", 64)``.
 
-    "bn" "ln" "in" "gn" "rms" "mn" "cn" "none". GN has groups of 8 channels where 8 divides num_features, else one
-    group; IN has an affine map; MN has 3 components and CN 3 contexts; "none" is an empty place.
+    "bn" "ln" "in" "gn" "rms" "mn" "cn" "sn" "en" "mode" "gated" "none". GN has groups of 8 channels where 8 divides
+    num_features, else one group; IN has an affine map; MN has 3 components, CN and gated CN 3 contexts; "none" is an
+    empty place.
     options: of the layer, in place of these. Raises ValueError for an unknown name, TypeError for an option that the
     layer does not take.
     """

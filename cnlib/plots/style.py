@@ -36,6 +36,7 @@ FAMILIES: dict[str, tuple[str, str]] = {
     "sn": ("#4860d8", "SN"),
     "en": ("#a00038", "EN"),
     "mode": ("#a86038", "ModeNorm"),
+    "gated": ("#30189c", "gated CN"),
 }
 # A family that is not in the table takes one of these, always the same.
 SPARE = ("#580830", "#403058", "#581008")

@@ -85,6 +85,7 @@ IDS = torch.tensor([0, 2, 1, 2])
 OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
     "in": {"": {"track_running_stats": True}},
     "gn": {"": {"num_groups": 3}},
+    "en": {"": {"reduction": 3, "hidden": 4}},
     "cn": {"": {"affine": True}, " linear": {"encoder": "linear"}, " embedder": {"encoder": "embedder"}},
 }
 

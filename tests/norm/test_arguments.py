@@ -22,6 +22,10 @@ LAYERS = {
     "RMSNorm": (cnlib.RMSNorm, {"num_features": 4}),
     "MixtureNorm": (cnlib.MixtureNorm, {"num_features": 4}),
     "ContextNorm": (cnlib.ContextNorm, {"num_features": 4, "num_contexts": 2}),
+    "ModeNorm": (cnlib.ModeNorm, {"num_features": 4}),
+    "GatedContextNorm": (cnlib.GatedContextNorm, {"num_features": 4, "num_contexts": 2}),
+    "ExemplarNorm": (cnlib.ExemplarNorm, {"num_features": 4}),
+    "SwitchableNorm": (cnlib.SwitchableNorm, {"num_features": 4}),
 }
 BAD = {
     "num_features": COUNTS,
@@ -35,8 +39,13 @@ BAD = {
     "gradient": GRADIENT,
     "encoder": ["Table", "", None, 0],
     "start": ["Identity", "", None, 0],
+    "num_modes": COUNTS,
+    "temperature": [0.0, -1.0, math.nan, math.inf, "1", None, True],
+    "reduction": COUNTS,
+    "hidden": COUNTS,
+    "normalizers": [(), "in", ("bn", "bn"), ("gn",), None, 2, (1,)],
 }
-FLAGS = ("affine", "track_running_stats", "bias", "device", "dtype")
+FLAGS = ("affine", "track_running_stats", "bias", "hard", "device", "dtype")
 CONSTRUCTED = [
     (name, argument, value)
     for name, (make, _) in LAYERS.items()
@@ -86,6 +95,7 @@ def test_two_names_of_one_argument_are_not_both_given(call):
 
 X = torch.randn(8, 4, 5)
 TAU, PRIORS = torch.full((8, 2), 0.5), torch.tensor([0.5, 0.5])
+RATIOS = torch.tensor([0.2, 0.5, 0.3])
 MEAN, VAR, IDS = torch.zeros(2, 4), torch.ones(2, 4), torch.zeros(8, dtype=torch.long)
 TENSORS = {
     "batch_norm": (F.batch_norm, {"x": X}),
@@ -93,7 +103,11 @@ TENSORS = {
     "context_norm": (F.context_norm, {"x": X, "context": IDS, "mean": MEAN, "var": VAR}),
     "context_norm_plus": (F.context_norm_plus, {"x": X, "mean": MEAN, "var": VAR}),
     "responsibilities": (F.responsibilities, {"x": X, "priors": PRIORS, "mean": MEAN, "var": VAR}),
+    "mode_norm": (F.mode_norm, {"x": X, "gates": TAU}),
+    "exemplar_norm": (F.exemplar_norm, {"x": X, "ratios": RATIOS.expand(8, 3)}),
+    "switchable_norm": (F.switchable_norm, {"x": X, "mean_weights": RATIOS, "var_weights": RATIOS}),
 }
+BAD_RATIOS = [None, [0.2, 0.5, 0.3], RATIOS * 2, RATIOS * math.nan, torch.tensor([1.5, -0.5, 0.0]), RATIOS[:2]]
 BAD_TENSORS = {
     "x": [None, [1.0], X.int(), X.to(torch.complex64), X[0, 0, :], torch.tensor(1.0)],
     "responsibilities": [
@@ -111,6 +125,10 @@ BAD_TENSORS = {
     "context": [None, IDS.float(), IDS.bool(), IDS - 1, IDS + 2, IDS[:7], IDS[:, None], [0] * 8],
     "mean": [None, MEAN[:, :3], MEAN[0], MEAN[:1]],
     "var": [None, VAR[:, :3], -VAR, VAR[0], VAR[:1]],
+    "gates": [None, TAU * 2, TAU * math.nan, TAU[:7], TAU.long(), TAU[:, :, None].expand(8, 2, 5), TAU[0]],
+    "ratios": [None, TAU, RATIOS.expand(7, 3), 2 * RATIOS.expand(8, 3), RATIOS.expand(8, 3)[..., None], RATIOS],
+    "mean_weights": BAD_RATIOS,
+    "var_weights": BAD_RATIOS,
     "eps": EPS,
     "gradient": GRADIENT,
 }

@@ -75,6 +75,12 @@ def cn_plus(d):
     return made(d.x), list(made.parameters())
 
 
+def random_network(made):
+    """An ExemplarNorm whose ratios depend on x."""
+    torch.nn.init.normal_(made.network.output_weight)
+    return made
+
+
 def groups(d):
     return d.pick([g for g in range(1, d.channels + 1) if d.channels % g == 0])
 
@@ -89,6 +95,14 @@ RUNS = {
     "mn given": layer(lambda d: cnlib.MixtureNorm(d.channels, 3, gradient=d.gradient), "tau"),
     "cn": layer(lambda d: cnlib.ContextNorm(d.channels, 3, start="glorot", gradient=d.gradient), "ids"),
     "cn+": cn_plus,
+    "sn": layer(lambda d: cnlib.SwitchableNorm(d.channels, gradient=d.gradient)),
+    "mode": layer(lambda d: cnlib.ModeNorm(d.channels, 3, gradient=d.gradient)),
+    "mode_norm": lambda d: (F.mode_norm(d.x, d.tau, gradient=d.gradient), []),
+    "gated": layer(lambda d: cnlib.GatedContextNorm(d.channels, 3, gradient=d.gradient)),
+    "gated, hard": layer(lambda d: cnlib.GatedContextNorm(d.channels, 3, gradient=d.gradient, hard=True)),
+    "en": layer(lambda d: random_network(cnlib.ExemplarNorm(d.channels, gradient=d.gradient))),
+    "exemplar_norm": lambda d: (F.exemplar_norm(d.x, d.tau, gradient=d.gradient), []),
+    "switchable_norm": lambda d: (F.switchable_norm(d.x, *2 * (torch.full((3,), 1 / 3),), gradient=d.gradient), []),
     "batch_norm": lambda d: (F.batch_norm(d.x, gradient=d.gradient), []),
     "mixture_norm": lambda d: (F.mixture_norm(d.x, d.tau, d.priors, gradient=d.gradient), []),
     "context_norm": lambda d: (F.context_norm(d.x, d.ids, d.mean, d.var, gradient=d.gradient), []),
@@ -134,6 +148,8 @@ def test_long_inputs_lose_no_digits(length):
         "gn": (cnlib.GroupNorm(4, 4)(x), exact),
         "in": (cnlib.InstanceNorm(4)(x), exact),
         "rms": (cnlib.RMSNorm(4)(x), rms),
+        "sn": (cnlib.SwitchableNorm(4, normalizers=("in", "bn"))(x), exact),
+        "mode": (cnlib.ModeNorm(4, 1)(x), exact),
         "mn given": (cnlib.MixtureNorm(4, 1)(x, ones), exact),
         "mn by position": (cnlib.MixtureNorm(4, 1)(x, torch.ones(1, 1, length)), exact),
     }

@@ -153,10 +153,11 @@ class TestTools:
         ours.load_state_dict(old)  # strict: torch fills the counter in
         assert_same(ours.running_mean, theirs.running_mean)
 
-    @pytest.mark.parametrize("name", ["bn", "in", "mn"])
+    @pytest.mark.parametrize("name", ["bn", "in", "mn", "sn", "en", "mode"])
     def test_reset_running_stats(self, name):
         make, extra = LAYERS[name]
-        layer, fresh = make(), make()
+        layer = make()
+        fresh = copy.deepcopy(layer)
         layer(torch.randn(4, 6, 8), *extra)
         layer.reset_running_stats()
         assert_same(dict(layer.state_dict()), dict(fresh.state_dict()))

@@ -9,7 +9,7 @@ from cnlib.norm.registry import NORMS, create
 
 
 def test_names():
-    assert {"bn", "ln", "in", "gn", "rms", "mn", "cn", "none"} <= set(NORMS)
+    assert {"bn", "ln", "in", "gn", "rms", "mn", "cn", "sn", "en", "mode", "gated", "none"} <= set(NORMS)
 
 
 @pytest.mark.parametrize("name", NORMS)

@@ -27,6 +27,9 @@ MAKERS = {
     "our instance": lambda c: cnlib.InstanceNorm(c, track_running_stats=True),
     "torch's instance": lambda c: nn.InstanceNorm2d(c, track_running_stats=True),
     "mixture": lambda c: cnlib.MixtureNorm(c, 2),
+    "switchable": cnlib.SwitchableNorm,
+    "exemplar": cnlib.ExemplarNorm,
+    "mode": cnlib.ModeNorm,
 }
 every_kind = pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS)
 
@@ -150,7 +153,7 @@ class Recorder:
 
 
 class TestReestimate:
-    @pytest.mark.parametrize("kind", ["ours", "torch's", "average"])
+    @pytest.mark.parametrize("kind", ["ours", "torch's", "average", "switchable", "exemplar"])
     def test_statistics_are_those_of_all_images_at_once(self, kind):
         model = layers(MAKERS[kind])
         for _ in range(3):

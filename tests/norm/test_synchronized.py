@@ -1,4 +1,4 @@
-"""BatchNorm and MixtureNorm over two processes, each with a part of the batch, are the layers over the whole batch."""
+"""Layers with batch statistics over two processes, each with a part of the batch, are those over the whole batch."""
 
 import copy
 import pickle
@@ -17,6 +17,9 @@ LAYERS = {
     "batch": lambda **o: cnlib.BatchNorm(3, **o),
     "batch average": lambda **o: cnlib.BatchNorm(3, momentum=None, affine=False, **o),
     "mixture": lambda **o: cnlib.MixtureNorm(3, 2, **o),
+    "switchable": lambda **o: cnlib.SwitchableNorm(3, **o),
+    "mode": lambda **o: cnlib.ModeNorm(3, 2, **o),
+    "exemplar": lambda **o: cnlib.ExemplarNorm(3, hidden=4, **o),
 }
 TAU = {"": None, "tau a sample": draw_tau(7, 2, (), 5), "tau a position": draw_tau(7, 2, (2, 2), 6)}
 CASES = {

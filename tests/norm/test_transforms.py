@@ -117,7 +117,7 @@ def test_many_models_at_once(name, training):
         assert_same({k: v[i] for k, v in buffers.items()}, dict(layer.named_buffers()), atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["bn", "mn", "mn given"])
+@pytest.mark.parametrize("name", ["bn", "mn", "mn given", "sn", "en", "mode"])
 def test_vmap_over_samples_in_training_names_the_way_out(name):
     layer, extra = settled(name, True)
 
