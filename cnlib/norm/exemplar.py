@@ -1,6 +1,6 @@
 """Exemplar normalization (Zhang et al. 2020): the outputs of IN, LN and BN, mixed by ratios of each sample's own.
 
-Chapter 14. The mean over positions, from which the ratios are made, is what IN subtracts: so IN's row of q is 0, and
+The mean over positions, from which the ratios are made, is what IN subtracts: so IN's row of q is 0, and
 its ratio moves through those of the others and the biases alone.
 """
 

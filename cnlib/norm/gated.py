@@ -1,4 +1,4 @@
-"""Context normalization without given contexts: a gate finds them, one learned affine map each. Chapters 14 and 15.
+"""Context normalization without given contexts: a gate finds them, one learned affine map each.
 
 Eq. (5) of the French CN paper, (8) of the ICDM paper, with the gates of mode normalization (Deecke et al. 2019) where
 these have the one-hot context of a sample.

@@ -1,4 +1,4 @@
-"""The moments of instance, layer and batch normalization together. Chapter 14.
+"""The moments of instance, layer and batch normalization together.
 
 x (N, C, L) is read as often as for one of them: with m, v the mean and biased variance of a sample and channel, (N, C),
 

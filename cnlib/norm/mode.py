@@ -1,4 +1,4 @@
-"""Mode normalization (Deecke et al. 2019): mixture normalization whose responsibilities a gate learns. Chapter 14.
+"""Mode normalization (Deecke et al. 2019): mixture normalization whose responsibilities a gate learns.
 
 With gates g (N, K) for responsibilities and priors 1/K, eq. (3)-(4) of the French CN paper are sqrt(K) times it.
 """

@@ -1,6 +1,6 @@
 """The network of exemplar normalization: a sample's ratios of the normalizers, from what they make of its mean.
 
-EN-sum (Zhang et al. 2020), with its gradient by hand. Chapter 14.
+EN-sum (Zhang et al. 2020), with its gradient by hand.
 """
 
 from __future__ import annotations

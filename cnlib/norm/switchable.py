@@ -1,7 +1,4 @@
-"""Switchable normalization (Luo et al. 2019): one learned mixture of the moments of IN, LN and BN for all samples.
-
-Chapter 14.
-"""
+"""Switchable normalization (Luo et al. 2019): one learned mixture of the moments of IN, LN and BN for all samples."""
 
 from __future__ import annotations
 
