@@ -1,4 +1,4 @@
-"""A gate: how much of a sample belongs to each mode or context, as the network itself finds it. Chapters 14 and 15."""
+"""A gate: how much of a sample belongs to each mode or context, as the network itself finds it."""
 
 from __future__ import annotations
 
