@@ -13,7 +13,7 @@ def drawn(values, width=3.0):
     for value in values:
         figures[value], ax = plots.figure(1, 1, width=width, height=2)
         ax.plot([0, float(value)])
-        ax.set_title(30 * value)
+        ax.set_title(10 * value)
     return figures
 
 
