@@ -20,7 +20,7 @@ MOVE = (
     "this.setAttribute('aria-valuetext', text);"
     "this.nextElementSibling.textContent = text"
 )
-DPI = 110  # a page has many frames
+DPI = 90  # a page has many frames
 
 
 def frames(label: str, drawn: Mapping[str, Figure], start: int = 0) -> HTML:
