@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from html import escape
 from typing import TYPE_CHECKING
 
+from cnlib.plots.style import INK
+
 if TYPE_CHECKING:
     from IPython.display import HTML
     from matplotlib.figure import Figure
@@ -27,7 +29,7 @@ def frames(label: str, drawn: Mapping[str, Figure], start: int = 0) -> HTML:
     """Figures of which one is shown at a time, and a slider that chooses: {what the slider says there: figure}.
 
     label: what is varied, in front of the slider. start: the frame that is shown first, and the only one where scripts
-    are off or on paper. All is in the page, nothing is loaded. The slider answers to arrow keys.
+    are off or on paper. All is in the page, nothing is loaded; the card is light in dark mode too, as a figure's is. The slider answers to arrow keys.
     Raises ValueError for fewer than two frames, a start that is none of them, or figures of different sizes.
     """
     from IPython.display import HTML
@@ -49,7 +51,7 @@ def frames(label: str, drawn: Mapping[str, Figure], start: int = 0) -> HTML:
         f'oninput="{escape(MOVE)}" style="vertical-align: middle; width: min(20rem, 60%)">'
     )
     caption = f"<label>{escape(label)} {slider} <output>{first}</output></label>"
-    return HTML(f'<figure style="margin: 0">{pictures}<figcaption>{caption}</figcaption></figure>')
+    return HTML(f'<figure style="margin: 0">{pictures}<figcaption style="color: {INK}">{caption}</figcaption></figure>')
 
 
 def _png(figure: Figure) -> str:
