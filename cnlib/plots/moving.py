@@ -29,7 +29,8 @@ def frames(label: str, drawn: Mapping[str, Figure], start: int = 0) -> HTML:
     """Figures of which one is shown at a time, and a slider that chooses: {what the slider says there: figure}.
 
     label: what is varied, in front of the slider. start: the frame that is shown first, and the only one where scripts
-    are off or on paper. All is in the page, nothing is loaded; the card is light in dark mode too, as a figure's is. The slider answers to arrow keys.
+    are off or on paper. All is in the page, nothing is loaded; the slider answers to arrow keys. The card is light in
+    dark mode too, as a figure's is.
     Raises ValueError for fewer than two frames, a start that is none of them, or figures of different sizes.
     """
     from IPython.display import HTML
