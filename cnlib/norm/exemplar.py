@@ -13,22 +13,19 @@ import torch
 from torch import Tensor, nn
 
 from cnlib.norm.arithmetic import add_product_, affine_, narrow, no_autocast, of_nothing, wide_type, widen
-from cnlib.norm.batch import Count, check_batch
+from cnlib.norm.batch import Count
 from cnlib.norm.calling import by_hand, drop_in
 from cnlib.norm.checks import check_eps, check_gradient, check_input, check_responsibilities
 from cnlib.norm.index_sets import (
     NORMALIZERS,
     Moments,
+    NormOfSets,
     batch_moments,
     center,
-    check_normalizers,
     moments_of,
-    running_moments,
     samples,
     through_moments,
 )
-from cnlib.norm.layer import Norm
-from cnlib.norm.processes import group_of
 from cnlib.norm.ratios import Network, RatioNetwork, ratios_gradient, ratios_of
 
 if TYPE_CHECKING:
@@ -157,12 +154,12 @@ def normalize_exemplar(
         none, others = x.new_zeros(c, dtype=dtype), network or (ratios,)
         y = of_nothing(x, weight.sum(0), bias.sum(0), *(value for value in others if value is not None))
         return y, x.new_full((n, k), 1 / k, dtype=dtype), none, none, 0
-    fixed = None if running is None else (running[0].to(dtype)[None], running[1].to(dtype)[None])
+    args = (samples(x), ratios, weight, bias)
     if by_hand(gradient):
-        rest = (*(network or [None] * 5), *(fixed or [None] * 2), normalizers, r, eps, group)
-        found = Exemplar.apply(samples(x), ratios, weight, bias, *rest)
+        rest = (*(network or [None] * 5), *(running or [None] * 2), normalizers, r, eps, group)
+        found = Exemplar.apply(*args, *rest)
     else:
-        found = exemplar(samples(x), ratios, weight, bias, network, fixed, normalizers, r, eps, group)
+        found = exemplar(*args, network, running, normalizers, r, eps, group)
     y, ratios, _, _, batch_mean, batch_var, m = found
     return y.reshape(x.shape), ratios, batch_mean[0], batch_var[0], m
 
@@ -181,7 +178,7 @@ def exemplar_norm(x: Tensor, ratios: Tensor, eps: float = 1e-5, gradient: str = 
     return normalize_exemplar(x, ratios, *args)[0]
 
 
-class ExemplarNorm(Norm):
+class ExemplarNorm(NormOfSets):
     """Exemplar normalization over (N, C) or (N, C, *) inputs: instance, layer and batch norm, mixed for each sample.
 
     y_n = sum_k ratio_nk (weight_k (x_n - m_k) / sqrt(v_k + eps) + bias_k) over ``normalizers``, biased moments, weight
@@ -209,16 +206,12 @@ class ExemplarNorm(Norm):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        names = check_normalizers(normalizers)
-        super().__init__(num_features, eps, momentum, False, "bn" in names, gradient, device, dtype)
-        self.normalizers, self.affine = names, True
+        super().__init__(normalizers, num_features, eps, momentum, False, gradient, device, dtype)
+        self.affine, k = True, len(self.normalizers)
         at: dict[str, Any] = {"device": device, "dtype": dtype}
-        self.weight = nn.Parameter(torch.ones(len(names), self.num_features, **at))
-        self.bias = nn.Parameter(torch.zeros(len(names), self.num_features, **at))
-        self.network = RatioNetwork(self.num_features, len(names), reduction, hidden, **at)
-        # set by cnlib.synchronize
-        self.synchronized = False
-        self.process_group: ProcessGroup | None = None
+        self.weight = nn.Parameter(torch.ones(k, self.num_features, **at))
+        self.bias = nn.Parameter(torch.zeros(k, self.num_features, **at))
+        self.network = RatioNetwork(self.num_features, k, reduction, hidden, **at)
 
     def reset_parameters(self) -> None:
         """Equal ratios; weight 1, bias 0, running mean 0, running variance 1."""
@@ -231,19 +224,14 @@ class ExemplarNorm(Norm):
         return self._normalize(x)[1]
 
     def _normalize(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Count]:
-        check_input(x, self.num_features, "ExemplarNorm")
-        running, group = running_moments(self), None
-        if "bn" in self.normalizers and running is None:
-            group = group_of(self)
-            check_batch(x, group, "ExemplarNorm")
+        running, group = self.before(x)
         args = (running, self.normalizers, self.network.block, self.eps, self.gradient, group)
         return normalize_exemplar(x, None, self.weight, self.bias, self.network.parts(), *args)
 
     @drop_in
     def forward(self, x: Tensor) -> Tensor:
         y, _, mean, var, m = self._normalize(x)
-        if "bn" in self.normalizers and self.training and self.track_running_stats:
-            self.update_running(mean, var, m)
+        self.after(mean, var, m)
         return y
 
     def extra_repr(self) -> str:

@@ -18,10 +18,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from cnlib.norm.arithmetic import flatten, sum_squares
-from cnlib.norm.batch import Count
+from cnlib.norm.arithmetic import flatten, sum_squares, wide_type
+from cnlib.norm.batch import Count, check_batch
+from cnlib.norm.checks import check_input
 from cnlib.norm.layer import Norm
-from cnlib.norm.processes import pool, total
+from cnlib.norm.processes import group_of, pool, total
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -45,14 +46,6 @@ def samples(x: Tensor) -> Tensor:
     """x (N, C, *) as (N, C, L). One without values, a process's part of a batch, has no samples then: means over no
     positions would be NaN."""
     return flatten(x) if x.numel() else x.reshape(0, x.shape[1], 1)
-
-
-def running_moments(layer: Norm) -> Moments | None:
-    """What a layer with "bn" takes in evaluation for the batch's, (C,) each; None where there is nothing."""
-    if layer.training or not layer.has_running():
-        return None
-    assert layer.running_mean is not None and layer.running_var is not None
-    return layer.running_mean, layer.running_var
 
 
 def center(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -126,3 +119,45 @@ def through_moments(
         slope = slope + by_var
         offset = offset + d_mean / m + by_var * (mean - moments[name][0])
     return slope, offset
+
+
+class NormOfSets(Norm):
+    """Base of layers that mix some of the normalizers: which ones, and where the moments of "bn" come from."""
+
+    def __init__(
+        self,
+        normalizers: Iterable[str],
+        num_features: int,
+        eps: float,
+        momentum: float | None,
+        affine: bool,
+        gradient: str,
+        device: torch.device | str | None,
+        dtype: torch.dtype | None,
+        bias: bool = True,
+    ) -> None:
+        names = check_normalizers(normalizers)
+        super().__init__(num_features, eps, momentum, affine, "bn" in names, gradient, device, dtype, bias)
+        self.normalizers = names
+        # set by cnlib.synchronize
+        self.synchronized = False
+        self.process_group: ProcessGroup | None = None
+
+    def before(self, x: Tensor) -> tuple[Moments | None, ProcessGroup | None]:
+        """Checks x (N, C, *). What "bn" takes in evaluation for the batch's moments, (1, C) each in a wide type, or
+        None; and the processes whose batch it is otherwise."""
+        who, dtype = type(self).__name__, wide_type(x)
+        check_input(x, self.num_features, who)
+        if not self.training and self.has_running():
+            assert self.running_mean is not None and self.running_var is not None
+            return (self.running_mean.to(dtype)[None], self.running_var.to(dtype)[None]), None
+        if "bn" not in self.normalizers:
+            return None, None
+        group = group_of(self)
+        check_batch(x, group, who)
+        return None, group
+
+    def after(self, mean: Tensor, var: Tensor, m: Count) -> None:
+        """In training the running moments move towards those of the batch, (C,) each, over m values."""
+        if "bn" in self.normalizers and self.training and self.track_running_stats:
+            self.update_running(mean, var, m)

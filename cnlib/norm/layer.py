@@ -16,6 +16,13 @@ from cnlib.norm.calling import move
 from cnlib.norm.checks import check_eps, check_gradient, check_momentum, check_positive
 
 
+def reset_affine(layer: nn.Module) -> None:
+    """weight 1, bias 0, where the layer has them."""
+    for parameter, value in ((layer.weight, 1.0), (layer.bias, 0.0)):
+        if parameter is not None:
+            nn.init.constant_(parameter, value)  # type: ignore[arg-type]
+
+
 class Norm(nn.modules.batchnorm._NormBase):
     """Base of the layers in batch.py and family.py: parameters and buffers as torch's layers have them.
 
@@ -59,9 +66,7 @@ class Norm(nn.modules.batchnorm._NormBase):
     def reset_parameters(self) -> None:
         """weight 1, bias 0, running mean 0, running variance 1."""
         self.reset_running_stats()
-        for parameter, value in ((self.weight, 1.0), (self.bias, 0.0)):
-            if parameter is not None:
-                nn.init.constant_(parameter, value)
+        reset_affine(self)
 
     def has_running(self) -> bool:
         """Whether there are running moments. Raises ValueError where one of the two was set to None."""

@@ -43,6 +43,7 @@ from cnlib.norm.gaussians import (
     mixture_moments,
 )
 from cnlib.norm.given import given
+from cnlib.norm.layer import reset_affine
 from cnlib.norm.processes import group_of, total
 from cnlib.norm.running_mixture import Mixture, RunningMixture
 
@@ -268,9 +269,7 @@ class MixtureNorm(RunningMixture):
 
     def reset_parameters(self) -> None:
         """weight 1, bias 0; no mixture."""
-        for parameter, value in ((self.weight, 1.0), (self.bias, 0.0)):
-            if parameter is not None:
-                nn.init.constant_(parameter, value)
+        reset_affine(self)
         self.reset_running_stats()
 
     @drop_in

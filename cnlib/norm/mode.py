@@ -23,6 +23,7 @@ from cnlib.norm.checks import (
 )
 from cnlib.norm.gate import Gate
 from cnlib.norm.index_sets import samples
+from cnlib.norm.layer import reset_affine
 from cnlib.norm.mixture import mixture_affine, normalize_and_track, normalize_mixture
 from cnlib.norm.processes import group_of
 from cnlib.norm.running_mixture import RunningMixture
@@ -93,18 +94,12 @@ class ModeNorm(RunningMixture):
         # set by cnlib.synchronize
         self.synchronized = False
         self.process_group: ProcessGroup | None = None
-        self._reset_affine()
+        reset_affine(self)
         self.reset_running_stats()
-
-    def _reset_affine(self) -> None:
-        """weight 1, bias 0."""
-        for parameter, value in ((self.weight, 1.0), (self.bias, 0.0)):
-            if parameter is not None:
-                nn.init.constant_(parameter, value)
 
     def reset_parameters(self) -> None:
         """weight 1, bias 0; gates nearly equal; no running moments."""
-        self._reset_affine()
+        reset_affine(self)
         self.gate.reset_parameters()
         self.reset_running_stats()
 

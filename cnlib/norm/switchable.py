@@ -9,22 +9,19 @@ import torch
 from torch import Tensor, nn
 
 from cnlib.norm.arithmetic import add_product_, affine_, narrow, of_nothing, wide_type, widen
-from cnlib.norm.batch import Count, check_batch
+from cnlib.norm.batch import Count
 from cnlib.norm.calling import by_hand, drop_in
 from cnlib.norm.checks import check_eps, check_gradient, check_input, check_priors
 from cnlib.norm.index_sets import (
     NORMALIZERS,
     Moments,
+    NormOfSets,
     batch_moments,
     center,
-    check_normalizers,
     moments_of,
-    running_moments,
     samples,
     through_moments,
 )
-from cnlib.norm.layer import Norm
-from cnlib.norm.processes import group_of
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -139,13 +136,11 @@ def normalize_switchable(
         none = x.new_zeros(c, dtype=dtype)
         return of_nothing(x, weight, bias, w, u), none, none, 0
     weight, bias = (None if values is None else values.to(dtype) for values in (weight, bias))
-    running_mean, running_var = (None, None) if running is None else (value.to(dtype)[None] for value in running)
-    args = (w, u, weight, bias)
+    args = (samples(x), w, u, weight, bias)
     if by_hand(gradient):
-        found = Switch.apply(samples(x), *args, running_mean, running_var, normalizers, eps, group)
+        found = Switch.apply(*args, *(running or (None, None)), normalizers, eps, group)
     else:
-        fixed = None if running_mean is None or running_var is None else (running_mean, running_var)
-        found = switch(samples(x), *args, fixed, normalizers, eps, group)
+        found = switch(*args, running, normalizers, eps, group)
     y, _, _, batch_mean, batch_var, m = found
     return y.reshape(x.shape), batch_mean[0], batch_var[0], m
 
@@ -167,7 +162,7 @@ def switchable_norm(
     return normalize_switchable(x, mean_weights, var_weights, *args)[0]
 
 
-class SwitchableNorm(Norm):
+class SwitchableNorm(NormOfSets):
     """Switchable normalization over (N, C) or (N, C, *) inputs: instance, layer and batch norm, mixed as is learned.
 
     y = (x - m) / sqrt(v + eps) weight + bias, with m = sum_k w_k m_k and v = sum_k u_k v_k over ``normalizers``, biased
@@ -195,14 +190,10 @@ class SwitchableNorm(Norm):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        names = check_normalizers(normalizers)
-        super().__init__(num_features, eps, momentum, affine, "bn" in names, gradient, device, dtype, bias)
-        self.normalizers = names
-        self.mean_logits = nn.Parameter(torch.ones(len(names), device=device, dtype=dtype))
-        self.var_logits = nn.Parameter(torch.ones(len(names), device=device, dtype=dtype))
-        # set by cnlib.synchronize
-        self.synchronized = False
-        self.process_group: ProcessGroup | None = None
+        super().__init__(normalizers, num_features, eps, momentum, affine, gradient, device, dtype, bias)
+        k = len(self.normalizers)
+        self.mean_logits = nn.Parameter(torch.ones(k, device=device, dtype=dtype))
+        self.var_logits = nn.Parameter(torch.ones(k, device=device, dtype=dtype))
 
     def reset_parameters(self) -> None:
         """Equal ratios; weight 1, bias 0, running mean 0, running variance 1."""
@@ -217,16 +208,11 @@ class SwitchableNorm(Norm):
 
     @drop_in
     def forward(self, x: Tensor) -> Tensor:
-        check_input(x, self.num_features, "SwitchableNorm")
-        running, group = running_moments(self), None
-        if "bn" in self.normalizers and running is None:
-            group = group_of(self)
-            check_batch(x, group, "SwitchableNorm")
+        running, group = self.before(x)
         y, mean, var, m = normalize_switchable(
             x, *self.ratios(), self.weight, self.bias, running, self.normalizers, self.eps, self.gradient, group
         )
-        if "bn" in self.normalizers and self.training and self.track_running_stats:
-            self.update_running(mean, var, m)
+        self.after(mean, var, m)
         return y
 
     def extra_repr(self) -> str:
