@@ -11,7 +11,7 @@ table-viii  ViT, ViT+BN and CN in both places, and controls: `fixed` is CN on th
             variance, taken from data and not learned; `token` tells the set by one more token
 collapse    what could make ViT collapse: MNIST left at 0 to 255 (`vit-raw`), digits under CIFAR's first labels
             (`vit-labels`), the last images held out, which are all MNIST's, and a stop after three epochs without gain
-            (`vit-last`), no warm-up (`vit-cold`), mirrored digits (`vit-flips`)
+            (`vit-last`), no warm-up (`vit-cold`), mirrored digits (`vit-flips`); `vit-short` is their control
 """
 
 from __future__ import annotations
@@ -59,6 +59,7 @@ METHODS: dict[str, Fields] = {
     "token": {**VIT, "options": {"token": True}},
 }
 PROBES: dict[str, Fields] = {
+    "vit-short": probe(),
     "vit-raw": probe(options=("raw",)),
     "vit-labels": probe(options=("labels",)),
     "vit-last": probe(epochs=15),
