@@ -127,13 +127,13 @@ PROFILES: dict[str, Fields] = {
     "smoke": {
         **SHORT,
         **TINY,
-        "width": 0.25,
         "epochs": 2,
+        "batch_size": 16,
         "train_size": 400,
         "test_size": 100,
-        "options": {**ON_TINY, "steps": 3},
+        "options": {**ON_TINY, "steps": 3, "noise_batches": 2},
     },
-    "book": {**SHORT, **TINY, "width": 0.5, "epochs": 6, "options": {**ON_TINY, "steps": 40}},
+    "book": {**SHORT, **TINY, "epochs": 6, "options": {**ON_TINY, "steps": 40, "noise_batches": 4}},
     "reduced": {
         **SHORT,
         "dataset": "mnist+svhn_test10k",

@@ -41,7 +41,7 @@ class WideResNet(nn.Module):
     (N, in_channels, H, W) -> (N, num_classes). The second and third group begin with stride 2. WRN-28-2, the network of
     AdaMatch and of the Keras example, is depth 28, width 2: 1,467,610 weights for ten classes and three channels.
 
-    width         k. image_size: (height, width), or one number for both, to check the input
+    width         k, at least 1. image_size: (height, width), or one number for both, to check the input
     slope         of the activation below 0: 0.1 in AdaMatch's program, 0 (ReLU) in the Keras example
     bn_momentum, bn_eps  of its norm layers where they have these: torch's meaning, so AdaMatch's 0.999 is 0.001 here,
                   and Keras' 0.99 is 0.01
@@ -71,10 +71,11 @@ class WideResNet(nn.Module):
         size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
         if depth < 10 or (depth - 4) % 6:
             raise ValueError(f"WideResNet: depth={depth}: expected 6 n + 4 for n of 1 or more, such as 10, 16 or 28")
-        if width <= 0 or min(num_classes, in_channels, *size) < 1:
+        # below 1 there would be 4 or 8 channels, where torch 2.11 on a CPU writes beyond its memory (channels_last)
+        if width < 1 or min(num_classes, in_channels, *size) < 1:
             raise ValueError(
                 f"WideResNet: num_classes={num_classes}, in_channels={in_channels}, image_size={image_size}, "
-                f"width={width}: expected positive numbers"
+                f"width={width}: expected positive numbers, and a width of at least 1"
             )
         self.expected, self.slope = (in_channels, *size), slope
         self.norm0 = Place(in_channels)

@@ -34,7 +34,6 @@ from cnlib.training.trainer import TASKS, Trainer
 DECAY = 0.999  # of the average of the source's classes
 LAST = 128  # batches in the average of the target's
 FLOOR = 1e-6  # of both in their ratio
-NOISE_BATCHES = 16
 PARTS = ("source", "target")  # domain 0 and domain 1
 # what a test set is called where the layers are told the other context
 SWAPPED = {"test_source": "test_source_as_target", "test_target": "test_target_as_source"}
@@ -144,7 +143,7 @@ class AdaMatch(Trainer):
     stretch      the schedules of rate and mu are laid out for so many times the steps of the run
     pixels       "standardized" by the moments of all training images, "unit" in [0, 1], "bytes" as they are
     frozen, from_data  the layer under test stays as it starts; it starts from the moments of so many training images
-    separate     every batch norm is a `DomainBatchNorm`
+    separate     every batch norm is a `DomainBatchNorm`. noise_batches: of the noise scale, two at least
 
     Weight decay acts on convolutions and linear maps only. One process. Tests: "test_source" and "test_target" under
     their own contexts, "test_source_as_target" and "test_target_as_source" under the other's (the same numbers where
@@ -173,6 +172,7 @@ class AdaMatch(Trainer):
         "frozen": False,
         "from_data": 0,
         "separate": False,
+        "noise_batches": 16,
     }
     HEADLINE = "test_target_accuracy"
 
@@ -342,15 +342,15 @@ class AdaMatch(Trainer):
         "gradient_variance_max", "gradient_variance_mean": of the sum of all logits on a weakly augmented batch of each
         domain, in training mode: the variance over the entries of each weight tensor's gradient; its largest and mean
         over tensors. This is the published Figure 3, by the program of its authors; it is no variance of a stochastic
-        gradient. "noise_scale": of the loss, over 16 batches: the sum over weights of the gradient's variance, over the
-        squared length of its mean (McCandlish et al. 2018, without their correction for 16).
+        gradient. "noise_scale": of the loss, over `noise_batches` batches: the sum over weights of the gradient's variance, over the
+        squared length of its mean (McCandlish et al. 2018, without their correction for so few batches).
         """
         weights = [p for p in self.model.parameters() if p.requires_grad]
         first, second, third = (
             torch.Generator(self.device).manual_seed(int(number))
             for number in np.random.SeedSequence((self.config.seed, self.epoch)).generate_state(3)
         )
-        streams = self.pairs(self.views(), first, second, self.config.batch_size, NOISE_BATCHES)
+        streams = self.pairs(self.views(), first, second, self.config.batch_size, self.options["noise_batches"])
         of_loss, variances = [], torch.zeros(1)
         self.model.train()
         with frozen(self.model):
@@ -361,7 +361,7 @@ class AdaMatch(Trainer):
                     variances = torch.stack([g.var(correction=0) for g in grads])
                 loss = self.losses(source, target, third)["loss"]
                 of_loss.append(torch.cat([g.flatten() for g in gradients_of(loss, weights)]))
-        each = torch.stack(of_loss)  # (16, weights)
+        each = torch.stack(of_loss)  # (batches, weights)
         scale = each.var(0).sum() / each.mean(0).square().sum()
         numbers = torch.stack((variances.max(), variances.mean(), scale)).tolist()
         return dict(zip(("gradient_variance_max", "gradient_variance_mean", "noise_scale"), numbers, strict=True))
