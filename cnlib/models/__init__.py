@@ -13,7 +13,8 @@ from torch import nn
 
 from cnlib.models.convnet import ConvNet
 from cnlib.models.vit import ViT
+from cnlib.models.wide_resnet import WideResNet
 
-__all__ = ["MODELS", "ConvNet", "ViT"]
+__all__ = ["MODELS", "ConvNet", "ViT", "WideResNet"]
 
-MODELS: dict[str, Callable[..., nn.Module]] = {"convnet": ConvNet, "vit": ViT}
+MODELS: dict[str, Callable[..., nn.Module]] = {"convnet": ConvNet, "vit": ViT, "wide-resnet": WideResNet}

@@ -1,5 +1,6 @@
 """One loop for all experiments: ``train(Config(...), "runs/bn-s0.jsonl")`` trains, resumes, or returns the record."""
 
+from cnlib.training.adamatch import AdaMatch, AdaMatchKeras
 from cnlib.training.blended import Blended
 from cnlib.training.build import check
 from cnlib.training.checkpoint import Busy
@@ -10,4 +11,4 @@ from cnlib.training.records import Run, read
 from cnlib.training.told import Told
 from cnlib.training.trainer import TASKS, Trainer
 
-__all__ = ["TASKS", "Blended", "Busy", "Config", "Run", "TestSet", "Told", "Trainer", "check", "read", "train"]
+__all__ = ["TASKS", "AdaMatch", "AdaMatchKeras", "Blended", "Busy", "Config", "Run", "TestSet", "Told", "Trainer", "check", "read", "train"]

@@ -91,9 +91,13 @@ class Split:
             kept &= column == value
         if not kept.any():
             raise ValueError(f"where: no image with {values}")
+        return self.at(kept)
+
+    def at(self, chosen: Tensor | slice) -> Split:
+        """These images alone: positions, a mask (N,), or a slice."""
         part = copy.copy(self)
-        part.images = self.images[kept]
-        part.alongside = {key: column[kept] for key, column in self.alongside.items()}
+        part.images = self.images[chosen]
+        part.alongside = {key: column[chosen] for key, column in self.alongside.items()}
         return part
 
     def having(self, **columns: Tensor) -> Split:

@@ -25,6 +25,16 @@ def macro_scores(confusion: Tensor) -> tuple[float, float, float]:
     return precision, recall, f1
 
 
+def weighted_scores(confusion: Tensor) -> tuple[float, float, float]:
+    """Precision, recall and F1 of a (K, K) matrix of counts, averaged over classes with the true counts as weights: what
+    scikit-learn calls "weighted". The recall is then the accuracy. 0/0 counts as 0."""
+    counts = confusion.double()
+    hits, true, predicted = counts.diagonal(), counts.sum(1), counts.sum(0)
+    scores = (hits / predicted.clamp_min(1), hits / true.clamp_min(1), 2 * hits / (true + predicted).clamp_min(1))
+    precision, recall, f1 = (float((score * true).sum() / true.sum()) for score in scores)
+    return precision, recall, f1
+
+
 def above_half(logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
     """What the authors' programs count as predictions: every class of an image whose logit (N, K) is above 0.5.
 
@@ -45,7 +55,7 @@ class Meter:
         self.numbers: dict[str, list[Tensor]] = {}
         self.sizes: list[int] = []
         self.classified = 0
-        self.count = 0  # samples of all processes, once computed
+        self.count, self.pooled = 0, self.confusion  # samples and confusion of all processes, once computed
 
     @torch.no_grad()
     def update(self, values: Mapping[str, Tensor]) -> None:
@@ -77,7 +87,7 @@ class Meter:
         sums = {name: float(torch.stack(n).cpu().double() @ sizes) for name, n in self.numbers.items()}
         seen = distributed.from_all((sum(self.sizes), self.classified, int(self.top5), self.confusion.cpu(), sums))
         self.count, classified, top5 = (sum(values) for values in zip(*(part[:3] for part in seen), strict=True))
-        confusion = torch.stack([part[3] for part in seen]).sum(0)
+        self.pooled = confusion = torch.stack([part[3] for part in seen]).sum(0)
         names = dict.fromkeys(name for *_, sums in seen for name in sums)
         means = {name: sum(sums.get(name, 0.0) for *_, sums in seen) / self.count for name in names}
         found = {"loss": means.pop("loss")} if "loss" in means else {}

@@ -11,10 +11,13 @@ import torch
 SCHEDULES: dict[str, Callable[[float], float]] = {
     "constant": lambda done: 1.0,
     "cosine": lambda done: 0.5 + 0.5 * math.cos(math.pi * done),
+    # both end at a quarter: AdaMatch's, along the first part of a cosine, and that of the Keras example, along half a wave
+    "cosine-start": lambda done: math.cos(math.acos(0.25) * done),
+    "cosine-quarter": lambda done: 0.25 + 0.75 * (0.5 + 0.5 * math.cos(math.pi * done)),
 }
 
 
-def factor(schedule: str, warmup: int, step: int, steps: int) -> float:
+def factor(schedule: str, warmup: int, step: int, steps: float) -> float:
     """The factor on the rate at a step of `steps`, both counted from 0.
 
     Over the first `warmup` steps it rises linearly, to 1 at the last of them; the schedule has the rest.

@@ -34,9 +34,11 @@ class Trainer:
     HEADLINE            the metric by which a run is judged, of its best epoch too; of a loss the least is best
     build               its network
     setup               its streams and test sets, and every torch.Generator it draws from, as attributes of its own
-    batches, epoch_steps  what an epoch passes, and how many there are
+    batches, epoch_steps  what an epoch passes, and how many there are; schedule_steps: over how many the rate moves
+    parameters          what the optimizer gets: parameters, or groups of them with settings of their own
     step, late_tests    one update with one of them; test sets that are read at the end only
     logits, measure     of the model in training and testing; what is measured of a batch of a test set
+    scores              what is recorded besides of how a test set was classified
     state, restore      what else the next epoch depends on; generators that are attributes are carried already
 
     data: already cut to the configured sizes. state: what `state` returned after an epoch, to go on from there.
@@ -69,7 +71,7 @@ class Trainer:
         average = get_ema_multi_avg_fn(config.average)
         self.average = AveragedModel(self.model, multi_avg_fn=average) if config.average else None
         self.compiled = distributed.parallel(torch.compile(self.model) if config.compile else self.model)
-        self.optimizer = OPTIMIZERS[config.optimizer](self.model.parameters(), config)
+        self.optimizer = OPTIMIZERS[config.optimizer](self.parameters(), config)
         self.setup(data)
         if state is not None:
             self.restore(state)
@@ -138,6 +140,14 @@ class Trainer:
         """How many batches an epoch has: of the training images, in full batches."""
         return max(1, len(self.train) // self.config.batch_size)
 
+    def schedule_steps(self) -> float:
+        """Over how many steps the schedule goes: by default those of the run."""
+        return self.config.epochs * self.epoch_steps()
+
+    def parameters(self) -> Any:
+        """As torch.optim takes them."""
+        return self.model.parameters()
+
     def stream(
         self,
         split: Split,
@@ -161,7 +171,7 @@ class Trainer:
         """
         start = time.perf_counter()
         config, meter = self.config, Meter(self.num_classes, self.device)
-        steps = config.epochs * self.epoch_steps()
+        steps = self.schedule_steps()
         self.model.train()
         distributed.reseed(config.seed, self.epoch)
         for batch in self.batches():
@@ -213,6 +223,10 @@ class Trainer:
     def measure(self, logits: Tensor, batch: Batch) -> dict[str, Tensor]:
         """What is recorded of a batch of a test set, as `step` returns it."""
         return {"loss": F.cross_entropy(logits, batch.labels), "logits": logits, "labels": batch.labels}
+
+    def scores(self, confusion: Tensor) -> dict[str, float]:
+        """Of the counts (K, K) of a test set, rows true and columns predicted: what is recorded besides the usual."""
+        return {}
 
     def given(self, model: nn.Module, batch: Batch) -> AbstractContextManager[None]:
         """The contexts of a batch, for the layers that take them."""

@@ -79,8 +79,10 @@ NOTHING_PRINTED = {"icdm_table_8"}  # for the baseline: it "collapsed"
 
 
 def as_if_run(name, config):
-    tests = ("test", "test_plus", *(f"test_{part}" for part in config.dataset.split("+")))
-    metrics = ("accuracy", "top5", "f1", "their_precision", "their_recall")
+    both = ("test_source", "test_target", "test_source_as_target", "test_target_as_source")
+    tests = ("test", "test_plus", *(f"test_{part}" for part in config.dataset.split("+")), *both)
+    weighted = ("weighted_precision", "weighted_recall", "weighted_f1")
+    metrics = ("accuracy", "top5", "f1", "their_precision", "their_recall", *weighted)
     epochs = {f"{test}_{metric}": np.linspace(0, 1, config.epochs) for test in tests for metric in metrics}
     return Run(name, config, {}, epochs, "finished")
 
