@@ -80,6 +80,7 @@ class KMeansContexts(Contexts):
     @classmethod
     def restore(cls, header: dict[str, Any], arrays: dict[str, np.ndarray]) -> Self:
         contexts, means = cls(**header), arrays.get("means")
-        features = means.shape[1] if isinstance(means, np.ndarray) and means.ndim == 2 else 2
-        contexts.clusters.means = torch.from_numpy(saved_array(arrays, "means", (contexts.num_contexts, features)))
+        channels = means.shape[1] // 2 if means is not None and means.ndim == 2 else 1
+        shape = (contexts.num_contexts, 2 * max(channels, 1))
+        contexts.clusters.means = torch.from_numpy(saved_array(arrays, "means", shape))
         return contexts

@@ -86,8 +86,11 @@ class Worth(Told):
             raise ValueError("contexts='features' are made by one process: start it without torchrun")
         place = next(iter(getattr(self.model, "SLOTS", {})), self.config.placement[0])
         options = {name: value for name, value in dict(self.config.options).items() if name not in self.OPTIONS}
-        none: dict[str, Any] = {"method": "", "norm": "none", "contexts": "none", "num_contexts": 1, "corruption": 0.0}
-        key = replace(self.config, **none, placement=(place,), task="classify", options=options), data.checksum
+        none: dict[str, Any] = {
+            **{"method": "", "task": "classify", "norm": "none", "encoder": "table", "start": "identity"},
+            **{"contexts": "none", "num_contexts": 1, "corruption": 0.0},
+        }
+        key = replace(self.config, **none, placement=(place,), options=options), data.checksum
         if key not in FEATURES:
             network = Trainer(key[0], data, self.device)
             while not network.done:
