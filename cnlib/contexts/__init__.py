@@ -10,7 +10,8 @@ Images are uint8 arrays (N, H, W, C), memory-mapped or not; labels and domains (
 from cnlib.contexts.base import Contexts, load_contexts
 from cnlib.contexts.controls import CorruptedContexts, RandomContexts, ShuffledContexts
 from cnlib.contexts.domain import DomainContexts
-from cnlib.contexts.labels import CIFAR100_FINE_TO_COARSE, PARITY, SuperclassContexts
+from cnlib.contexts.kmeans import KMeansContexts
+from cnlib.contexts.labels import CIFAR100_FINE_TO_COARSE, LABEL_GROUPS, PARITY, SuperclassContexts
 from cnlib.contexts.mixture import GMMContexts
 
 __all__ = [
@@ -19,6 +20,8 @@ __all__ = [
     "CorruptedContexts",
     "DomainContexts",
     "GMMContexts",
+    "KMeansContexts",
+    "LABEL_GROUPS",
     "PARITY",
     "RandomContexts",
     "ShuffledContexts",

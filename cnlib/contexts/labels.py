@@ -22,6 +22,13 @@ CIFAR100_FINE_TO_COARSE = (
 )
 # fmt: on
 PARITY = (0, 1) * 5  # of ten digits: the smallest superclasses there are
+# by how many there are: of ten classes (in CIFAR-10: animals and vehicles; pairs; each class), and CIFAR-100's own
+LABEL_GROUPS: dict[int, tuple[int, ...]] = {
+    2: (0, 0, 1, 1, 1, 1, 1, 1, 0, 0),
+    5: (0, 1, 2, 3, 4, 3, 2, 4, 0, 1),
+    10: tuple(range(10)),
+    20: CIFAR100_FINE_TO_COARSE,
+}
 
 
 class SuperclassContexts(Contexts):

@@ -10,5 +10,9 @@ from cnlib.training.readings import TestSet
 from cnlib.training.records import Run, read
 from cnlib.training.told import Told
 from cnlib.training.trainer import TASKS, Trainer
+from cnlib.training.worth import Worth
 
-__all__ = ["TASKS", "AdaMatch", "AdaMatchKeras", "Blended", "Busy", "Config", "Run", "TestSet", "Told", "Trainer", "check", "read", "train"]
+__all__ = [
+    *("TASKS", "AdaMatch", "AdaMatchKeras", "Blended", "Busy", "Config", "Run", "TestSet", "Told", "Trainer", "Worth"),
+    *("check", "read", "train"),
+]

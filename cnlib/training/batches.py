@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Generator, Tensor
 
+from cnlib.contexts.controls import uniforms
 from cnlib.training.augment import View, see
 
 
@@ -50,6 +51,17 @@ def moments(images: np.ndarray) -> tuple[Tensor, Tensor]:
     mean = counts @ values / counts.sum(1)
     std = np.sqrt(counts @ values**2 / counts.sum(1) - mean**2)
     return torch.tensor(mean, dtype=torch.float32), torch.tensor(np.where(std > 0, std, 1), dtype=torch.float32)
+
+
+def wrong_labels(images: np.ndarray, labels: np.ndarray, num_classes: int, rate: float, seed: int) -> np.ndarray:
+    """Labels (N,) of which a share of about `rate` is wrong: any other class, all equally likely.
+
+    Which images, and what they get, is a hash of their bytes keyed by the seed, the same in any order; what is wrong at
+    one rate is wrong, and the same, at every higher one.
+    """
+    chance, which = uniforms(images, -1 - seed, 2).T  # a key of their own: contexts have those from 0 on
+    others = (labels + 1 + (which * (num_classes - 1)).astype(np.int64)) % num_classes
+    return np.where(chance < rate, others, labels)
 
 
 class Split:

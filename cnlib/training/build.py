@@ -26,6 +26,17 @@ def _mixture(config: Config, at: str | None) -> contexts.GMMContexts:
     return contexts.GMMContexts(config.num_contexts, seed=config.seed, device=at)
 
 
+def _grouped_labels(config: Config, at: str | None) -> contexts.SuperclassContexts:
+    if config.num_contexts not in contexts.LABEL_GROUPS:
+        known = ", ".join(map(str, contexts.LABEL_GROUPS))
+        raise ValueError(f"num_contexts={config.num_contexts}: expected one of {known} for contexts='label'")
+    return contexts.SuperclassContexts(contexts.LABEL_GROUPS[config.num_contexts])
+
+
+def _of_a_network(config: Config, at: str | None) -> contexts.Contexts:
+    raise ValueError("contexts='features' are found by a network that a task trains for it: set task='worth'")
+
+
 CONTEXTS: dict[str, Callable[[Config, str | None], contexts.Contexts | None]] = {
     "none": lambda c, at: None,
     "gmm": _mixture,
@@ -33,6 +44,9 @@ CONTEXTS: dict[str, Callable[[Config, str | None], contexts.Contexts | None]] = 
     "shuffled": lambda c, at: contexts.ShuffledContexts(_mixture(c, at), seed=c.seed),
     "superclass": lambda c, at: contexts.SuperclassContexts(),
     "parity": lambda c, at: contexts.SuperclassContexts(contexts.PARITY),
+    "label": _grouped_labels,
+    "color": lambda c, at: contexts.KMeansContexts(c.num_contexts, seed=c.seed, device=at),
+    "features": _of_a_network,
     "domain": lambda c, at: contexts.DomainContexts(tuple(map(str, range(c.num_contexts)))),
     "one": lambda c, at: contexts.RandomContexts(1),
 }
@@ -45,7 +59,7 @@ def _unscaled_decay(parameters: Parameters, config: Config) -> torch.optim.Optim
     """
     optimizer = torch.optim.AdamW(parameters, lr=config.lr, weight_decay=config.weight_decay / config.lr)
     for group in optimizer.param_groups:
-        group["decay"] = config.weight_decay
+        group["decay"] = config.weight_decay if group["weight_decay"] else 0.0
     return optimizer
 
 

@@ -49,7 +49,7 @@ KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
 }
 ABOVE_ZERO = ("num_contexts", "epochs", "batch_size", "train_size", "test_size", "width", "lr")
 ZERO_OR_MORE = (
-    *("corruption", "weight_decay", "momentum", "warmup", "validation", "patience", "average", "seed"),
+    *("corruption", "label_noise", "weight_decay", "momentum", "warmup", "validation", "patience", "average", "seed"),
     *("crop", "rotate", "zoom"),
 )
 
@@ -74,6 +74,7 @@ class Config:
     train_size, test_size: stratified subset, the same for every seed; None takes all
     validation   training images held out, the last ones; patience: epochs without a better result on them after which
                  a run stops and takes its best weights; 0 never stops
+    label_noise  share of the training images that have a wrong label, any other of the classes; test images have theirs
     flip, crop   augmentation: horizontal flips; shifts by up to `crop` pixels over a black border
     rotate, zoom  rotation by up to so many degrees; either axis by a factor of up to 1 +- zoom
     average      decay of the moving average of the weights that is tested in their place; 0: none
@@ -106,6 +107,7 @@ class Config:
     test_size: int | None = None
     validation: int = 0
     patience: int = 0
+    label_noise: float = 0.0
     flip: bool = False
     crop: int = 0
     rotate: float = 0.0
@@ -150,8 +152,9 @@ class Config:
         for name in ("average", "zoom"):
             if getattr(self, name) >= 1:
                 raise ValueError(f"{name}={getattr(self, name):g}: expected less than 1")
-        if self.corruption > 1:
-            raise ValueError(f"corruption={self.corruption:g}: expected 1 or less")
+        for name in ("corruption", "label_noise"):
+            if getattr(self, name) > 1:
+                raise ValueError(f"{name}={getattr(self, name):g}: expected 1 or less")
         if self.patience and not self.validation:
             raise ValueError(f"patience={self.patience} without validation images: set validation, e.g. to 5000")
         if self.contexts == "one" and self.num_contexts != 1:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Any, Protocol
@@ -21,6 +21,8 @@ from cnlib.training.build import places
 from cnlib.training.config import Config
 from cnlib.training.metrics import Meter
 from cnlib.training.observe import Observer
+
+READ_SIZE = 500  # images at once, where nothing depends on how many: training may have two
 
 
 @dataclass(frozen=True)
@@ -118,7 +120,7 @@ def final_readings(trainer: Reads, late: Mapping[str, TestSet] | None = None) ->
         kept[name] = records.pack(distributed.in_turn(guesses))
         return {f"{name}_{key}": value for key, value in metrics.items()}
 
-    tracks = any(getattr(layer, "running_mean", None) is not None for layer in trainer.tested.modules())
+    tracks = has_running_moments(trainer.tested)
     fresh = {test.inference: reestimated(trainer, test.inference) for test in trainer.tests.values() if tracks}
     for name, test in trainer.tests.items():
         read(test, trainer.tested, name)  # its metrics are those of its own epoch
@@ -127,6 +129,31 @@ def final_readings(trainer: Reads, late: Mapping[str, TestSet] | None = None) ->
     for name, test in (late or {}).items():
         found |= read(test, trainer.tested, name)
     return found
+
+
+def has_running_moments(model: nn.Module) -> bool:
+    """Whether a layer of it has running statistics."""
+    return any(getattr(layer, "running_mean", None) is not None for layer in model.modules())
+
+
+@torch.no_grad()
+def read_inputs(
+    trainer: Reads, split: Split, layers: Mapping[str, nn.Module], read: Callable[[Any, Tensor], Tensor]
+) -> dict[str, Tensor]:
+    """What `read(layer, x)` makes of the input of each layer, for all images of a split in their order: (N, *) each.
+
+    One pass of the tested network in evaluation mode. Every process reads all images.
+    """
+    seen: dict[str, list[Tensor]] = {name: [] for name in layers}
+    model = prepared(trainer.tested, "cn")
+    with ExitStack() as stack:
+        for name, layer in layers.items():
+            keep = seen[name].append
+            see = lambda layer, inputs, keep=keep: keep(read(layer, inputs[0]))  # noqa: E731
+            stack.enter_context(layer.register_forward_pre_hook(see))
+        for batch in split.ordered(READ_SIZE):
+            trainer.logits(model, batch)
+    return {name: torch.cat(parts) for name, parts in seen.items()}
 
 
 def reestimated(trainer: Reads, inference: str = "cn") -> nn.Module:

@@ -54,6 +54,7 @@ class Told(Trainer):
         self.told = any(hasattr(layer, "given_ids") for layer in self.model.modules())
         table = self.contexts.get("given_label")  # (K, T)
         self.given_label = None if table is None else table.to(self.device, self.dtype)
+        self.superclass = None if table is None else table.argmax(1).to(self.device)  # (K,)
         if table is not None and not self.told:
             self.tests |= {f"{name}_masked": replace(test, logits=self.mask) for name, test in self.tests.items()}
 
@@ -72,11 +73,10 @@ class Told(Trainer):
 
     def measure(self, logits: Tensor, batch: Batch) -> dict[str, Tensor]:
         found = super().measure(logits, batch) | above_half(logits, batch.labels)
-        if self.given_label is not None and batch.ids is not None:
-            superclass = self.given_label.argmax(1)
-            guessed = superclass[logits.argmax(1)]
+        if self.superclass is not None and batch.ids is not None:
+            guessed = self.superclass[logits.argmax(1)]
             found["obedience"] = (guessed == batch.ids).double().mean()
-            found["superclass_accuracy"] = (guessed == superclass[batch.labels]).double().mean()
+            found["superclass_accuracy"] = (guessed == self.superclass[batch.labels]).double().mean()
         return found
 
     def evaluate(self, test: TestSet | None = None) -> dict[str, Any]:
@@ -99,11 +99,11 @@ class Told(Trainer):
 
     def under_each_context(self, logits: Tensor, batch: Batch) -> Tensor:
         """The marginal over contexts; notes on the way what each of them gives, told to all images."""
-        assert batch.ids is not None and batch.responsibilities is not None and self.given_label is not None
+        assert batch.ids is not None and batch.responsibilities is not None and self.superclass is not None
         told = [torch.full_like(batch.ids, r) for r in range(self.config.num_contexts)]
         each = torch.stack([self.logits(self.tested, replace(batch, ids=ids)) for ids in told])  # (T, N, K)
         guesses = each.argmax(2)
-        obeyed = self.given_label.argmax(1)[guesses] == torch.stack(told)
+        obeyed = self.superclass[guesses] == torch.stack(told)
         self.seen.append(torch.stack((guesses == batch.labels, obeyed)).sum(2).cpu())
         return marginal(each, batch.responsibilities)
 

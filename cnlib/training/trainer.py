@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any, ClassVar
@@ -19,7 +19,7 @@ from cnlib.norm import use_context
 from cnlib.norm.arithmetic import widen
 from cnlib.training import checkpoint, distributed
 from cnlib.training.augment import View, usual_view
-from cnlib.training.batches import Batch, Split, moments
+from cnlib.training.batches import Batch, Split, moments, wrong_labels
 from cnlib.training.build import OPTIMIZERS, build_contexts, build_model, check
 from cnlib.training.config import Config
 from cnlib.training.metrics import Meter
@@ -32,7 +32,8 @@ class Trainer:
 
     OPTIONS             {name: default} of the configuration's options that are its own; `self.options` has the values
     HEADLINE            the metric by which a run is judged, of its best epoch too; of a loss the least is best
-    build               its network
+    build, parameters   its network; what of it the optimizer gets, in groups where they differ
+    find_contexts       where contexts come from
     setup               its streams and test sets, and every torch.Generator it draws from, as attributes of its own
     batches, epoch_steps  what an epoch passes, and how many there are; schedule_steps: over how many the rate moves
     parameters          what the optimizer gets: parameters, or groups of them with settings of their own
@@ -60,8 +61,8 @@ class Trainer:
         soft = any(hasattr(layer, "given_responsibilities") for layer in self.model.modules())
         clock = time.perf_counter()
         with torch.random.fork_rng(devices=[]):
-            build = lambda: build_contexts(config, data, device, soft)  # noqa: E731
-            self.contexts = distributed.from_leader(build) if state is None else state["contexts"]
+            find = lambda: self.find_contexts(data, soft)  # noqa: E731
+            self.contexts = distributed.from_leader(find) if state is None else state["contexts"]
         self.contexts_seconds = time.perf_counter() - clock
         if hasattr(first_layer(self.model, config), "given_ids") and not self.contexts:
             raise ValueError(f"norm {config.norm!r} needs contexts: set contexts, e.g. to gmm, random or superclass")
@@ -80,12 +81,23 @@ class Trainer:
         """The network before its first step; what is not to be trained has requires_grad off."""
         return build_model(self.config, data, self.OPTIONS)
 
+    def find_contexts(self, data: ImageData, soft: bool) -> dict[str, Tensor]:
+        """What `build_contexts` returns; once a run, before anything else is set up."""
+        return build_contexts(self.config, data, self.device, soft)
+
+    def parameters(self) -> Iterable[Any]:
+        """What the optimizer gets: all parameters, or groups of them, {"params": [...], "weight_decay": 0.0}."""
+        return self.model.parameters()
+
     def setup(self, data: ImageData) -> None:
         """`train`, and `tests`: {"test": TestSet, ...}, whose names go before their metrics; all begin with "test", but
         for "val". Layers that know CN+ are read with it too: "test_plus"."""
         # its own generator: the order of the images is the same whatever the norm layers draw
         self.generator = torch.Generator(self.device).manual_seed(self.config.seed)
         statistics = moments(data.train_images)
+        if noise := self.config.label_noise:
+            found = wrong_labels(data.train_images, data.train_labels, self.num_classes, noise, self.config.seed)
+            data = replace(data, train_labels=found)
         held_out, images = self.config.validation, len(data.train_labels)
         if held_out >= images:
             raise ValueError(f"validation={held_out}: expected less than the {images} training images")

@@ -13,16 +13,19 @@ from sklearn.decomposition import PCA
 
 from cnlib.contexts import (
     CIFAR100_FINE_TO_COARSE,
+    LABEL_GROUPS,
     Contexts,
     CorruptedContexts,
     DomainContexts,
     GMMContexts,
+    KMeansContexts,
     RandomContexts,
     ShuffledContexts,
     SuperclassContexts,
     load_contexts,
 )
 from cnlib.contexts.base import KINDS
+from cnlib.contexts.kmeans import Clusters
 from cnlib.contexts.quality import between_share, image_statistics
 from cnlib.data import EMBEDDED, load
 from cnlib.mixture.samples import Samples, principal_axes
@@ -45,6 +48,7 @@ SOURCES: dict[str, Callable[[], Contexts]] = {
     "gmm full pca": lambda: GMMContexts(3, "full", pca=2).fit(pictures()),
     "gmm tied color": lambda: GMMContexts(2, "tied", features="color").fit(pictures()),
     "gmm color pca": lambda: GMMContexts(2, "spherical", features="color", pca=3, seed=4).fit(pictures()),
+    "k-means": lambda: KMeansContexts(3).fit(pictures()),
     "superclass": SuperclassContexts,
     "domain": lambda: DomainContexts(["day", "night", "dusk"]),
     "random": lambda: RandomContexts(4, [0.1, 0.2, 0.3, 0.4], seed=-3),
@@ -97,6 +101,28 @@ def test_gmm_finds_the_groups_and_orders_them_by_weight(options: dict) -> None:
         assert responsibilities.dtype == torch.float32 and responsibilities.shape == (60, 3)
         torch.testing.assert_close(responsibilities.sum(1), torch.ones(60))
         assert torch.equal(responsibilities.argmax(1), source.assign(test))
+
+
+def test_k_means_finds_the_groups_and_orders_them_by_size() -> None:
+    for seed in (0, 1, 2):
+        source = KMeansContexts(3, seed=seed).fit(pictures())
+        np.testing.assert_array_equal(source.assign(pictures(60, seed=3)).numpy(), kinds(60))
+    x = np.array([[0.0], [2.0], [10.0], [11.0], [12.0]])
+    clusters = Clusters(2).fit(x)
+    assert clusters.means.tolist() == [[11.0], [1.0]]
+    assert clusters.nearest(np.array([[5.9], [6.1], [-3.0]])).tolist() == [1, 0, 1]
+    with pytest.raises(RuntimeError, match="KMeansContexts is not fitted: call fit"):
+        KMeansContexts(3).assign(pictures())
+    with pytest.raises(ValueError, match="images must have 3 channels as in fit, got 1"):
+        source.assign(pictures()[..., :1])
+
+
+def test_groups_of_classes_are_whole_numbers_from_0() -> None:
+    for count, table in LABEL_GROUPS.items():
+        assert set(table) == set(range(count)) and len(table) == (100 if count == 20 else 10)
+    animals = [LABEL_GROUPS[2][label] for label in (2, 3, 4, 5, 6, 7)]  # bird, cat, deer, dog, frog, horse
+    assert animals == [1] * 6 and sum(LABEL_GROUPS[2]) == 6
+    assert np.bincount(LABEL_GROUPS[5]).tolist() == [2] * 5
 
 
 def test_gmm_is_fitted_on_train_and_only_applied_to_test() -> None:

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from cnlib.training.augment import cutout, flip, jitter, shift
-from cnlib.training.batches import Split, moments
+from cnlib.training.batches import Split, moments, wrong_labels
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (50, 6, 6, 3), dtype=np.uint8)
 LABELS = np.arange(50)
@@ -25,6 +25,23 @@ def test_moments_are_those_of_the_pixels():
     np.testing.assert_allclose(mean, IMAGES.mean((0, 1, 2)), rtol=1e-6)
     np.testing.assert_allclose(std, IMAGES.std((0, 1, 2)), rtol=1e-6)
     assert moments(np.full((3, 2, 2, 1), 9, np.uint8))[1].item() == 1
+
+
+def test_wrong_labels_are_other_classes_equally_likely():
+    images = np.random.default_rng(1).integers(0, 256, (4000, 2, 2, 1), dtype=np.uint8)
+    labels = np.arange(4000) % 4
+    found = wrong_labels(images, labels, 4, 0.6, seed=3)
+    wrong = found != labels
+    assert abs(wrong.mean() - 0.6) < 0.03 and found.dtype == np.int64
+    off = np.bincount((found - labels)[wrong] % 4, minlength=4)
+    assert off[0] == 0 and abs(off[1:] / off.sum() - 1 / 3).max() < 0.03
+    # by image, not by place; at a higher rate the same are wrong, in the same way, and more
+    np.testing.assert_array_equal(wrong_labels(images[::-1], labels[::-1], 4, 0.6, 3)[::-1], found)
+    more = wrong_labels(images, labels, 4, 0.8, 3)
+    assert (more[wrong] == found[wrong]).all() and (more != labels).mean() > 0.75
+    assert (wrong_labels(images, labels, 4, 0.0, 3) == labels).all()
+    assert (wrong_labels(images, labels, 4, 1.0, 3) != labels).all()
+    assert (wrong_labels(images, labels, 4, 0.6, 4) != found).any()
 
 
 def test_batches_are_normalized_channels_last_views():
