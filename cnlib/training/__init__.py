@@ -11,4 +11,18 @@ from cnlib.training.records import Run, read
 from cnlib.training.told import Told
 from cnlib.training.trainer import TASKS, Trainer
 
-__all__ = ["TASKS", "AdaMatch", "AdaMatchKeras", "Blended", "Busy", "Config", "Run", "TestSet", "Told", "Trainer", "check", "read", "train"]
+__all__ = [
+    "TASKS",
+    "AdaMatch",
+    "AdaMatchKeras",
+    "Blended",
+    "Busy",
+    "Config",
+    "Run",
+    "TestSet",
+    "Told",
+    "Trainer",
+    "check",
+    "read",
+    "train",
+]
