@@ -99,6 +99,8 @@ class WideResNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if x.ndim != 4 or x.shape[1:] != self.expected:
-            raise ValueError(f"WideResNet: input is {tuple(x.shape)}, expected (N, {', '.join(map(str, self.expected))})")
+            raise ValueError(
+                f"WideResNet: input is {tuple(x.shape)}, expected (N, {', '.join(map(str, self.expected))})"
+            )
         x = self.blocks(self.conv(self.norm0(x)))
         return self.linear(F.leaky_relu(self.norm3(x), self.slope).mean((2, 3)))

@@ -30,9 +30,7 @@ class DomainBatchNorm(nn.Module):
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         who = f"DomainBatchNorm {self.name!r}" if self.name else "DomainBatchNorm"
         check_input(x, self.num_features, who)
-        ids = check_context(
-            given(self, "given_ids") if context is None else context, x, self.num_contexts, who
-        )
+        ids = check_context(given(self, "given_ids") if context is None else context, x, self.num_contexts, who)
         groups = [(ids == r).nonzero().squeeze(1) for r in range(self.num_contexts)]
         present = [(norm, rows) for norm, rows in zip(self.norms, groups, strict=True) if len(rows)]
         if not present:

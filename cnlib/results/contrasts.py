@@ -17,6 +17,7 @@ from cnlib.training.records import Run, read_lines, unpack
 
 LABELS = RECORDS / "labels"
 REESTIMATED = "test_reestimated"
+PARTS = ("test_source", "test_target")  # readings that begin so are of one set of a blend, the first or the second
 Pair = tuple[str, str]
 
 
@@ -88,7 +89,11 @@ def _labels(path: Path) -> np.ndarray:
 
 def correct(run: Run, reading: str = REESTIMATED) -> np.ndarray:
     """Whether each test image (N,) was classified rightly after the last epoch."""
-    return run.predictions(reading) == labels(run.config.dataset, run.config.test_size)
+    dataset = run.config.dataset
+    part = next((i for i, name in enumerate(PARTS) if reading.startswith(name)), None)
+    if part is not None:  # in the order of its own set: whole, as a subset of a blend is no subset of its parts
+        dataset = dataset.split("+")[part]
+    return run.predictions(reading) == labels(dataset, run.config.test_size)
 
 
 def crossed(values: np.ndarray) -> Estimate:

@@ -13,6 +13,18 @@ from cnlib.training.trainer import TASKS, Trainer
 from cnlib.training.worth import Worth
 
 __all__ = [
-    *("TASKS", "AdaMatch", "AdaMatchKeras", "Blended", "Busy", "Config", "Run", "TestSet", "Told", "Trainer", "Worth"),
-    *("check", "read", "train"),
+    "TASKS",
+    "AdaMatch",
+    "AdaMatchKeras",
+    "Blended",
+    "Busy",
+    "Config",
+    "Run",
+    "TestSet",
+    "Told",
+    "Trainer",
+    "Worth",
+    "check",
+    "read",
+    "train",
 ]

@@ -202,7 +202,10 @@ class AdaMatch(Trainer):
         decaying = {m.weight for m in self.model.modules() if isinstance(m, nn.Conv2d | nn.Linear)}
         decaying -= {*first_layer(self.model, self.config).parameters()}  # encoders of a context norm are linear maps
         kept = [p for p in self.model.parameters() if p not in decaying]
-        return [{"params": [p for p in self.model.parameters() if p in decaying]}, {"params": kept, "weight_decay": 0.0}]
+        return [
+            {"params": [p for p in self.model.parameters() if p in decaying]},
+            {"params": kept, "weight_decay": 0.0},
+        ]
 
     def split(
         self, data: ImageData, part: str, statistics: tuple[Tensor, Tensor], chosen: slice = slice(None)
@@ -342,8 +345,8 @@ class AdaMatch(Trainer):
         "gradient_variance_max", "gradient_variance_mean": of the sum of all logits on a weakly augmented batch of each
         domain, in training mode: the variance over the entries of each weight tensor's gradient; its largest and mean
         over tensors. This is the published Figure 3, by the program of its authors; it is no variance of a stochastic
-        gradient. "noise_scale": of the loss, over `noise_batches` batches: the sum over weights of the gradient's variance, over the
-        squared length of its mean (McCandlish et al. 2018, without their correction for so few batches).
+        gradient. "noise_scale": of the loss, over `noise_batches` batches: the sum over weights of the gradient's
+        variance, over the squared length of its mean (McCandlish et al. 2018, without their correction for so few).
         """
         weights = [p for p in self.model.parameters() if p.requires_grad]
         first, second, third = (

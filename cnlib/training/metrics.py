@@ -26,7 +26,7 @@ def macro_scores(confusion: Tensor) -> tuple[float, float, float]:
 
 
 def weighted_scores(confusion: Tensor) -> tuple[float, float, float]:
-    """Precision, recall and F1 of a (K, K) matrix of counts, averaged over classes with the true counts as weights: what
+    """Precision, recall and F1 of a (K, K) matrix of counts, averaged over classes, weighted by their true counts: what
     scikit-learn calls "weighted". The recall is then the accuracy. 0/0 counts as 0."""
     counts = confusion.double()
     hits, true, predicted = counts.diagonal(), counts.sum(1), counts.sum(0)

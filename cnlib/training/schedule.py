@@ -11,7 +11,7 @@ import torch
 SCHEDULES: dict[str, Callable[[float], float]] = {
     "constant": lambda done: 1.0,
     "cosine": lambda done: 0.5 + 0.5 * math.cos(math.pi * done),
-    # both end at a quarter: AdaMatch's, along the first part of a cosine, and that of the Keras example, along half a wave
+    # both end at a quarter: AdaMatch's along the first part of a cosine, the Keras example's along half a wave
     "cosine-start": lambda done: math.cos(math.acos(0.25) * done),
     "cosine-quarter": lambda done: 0.25 + 0.75 * (0.5 + 0.5 * math.cos(math.pi * done)),
 }

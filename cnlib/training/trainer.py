@@ -156,10 +156,6 @@ class Trainer:
         """Over how many steps the schedule goes: by default those of the run."""
         return self.config.epochs * self.epoch_steps()
 
-    def parameters(self) -> Any:
-        """As torch.optim takes them."""
-        return self.model.parameters()
-
     def stream(
         self,
         split: Split,

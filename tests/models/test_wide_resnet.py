@@ -51,7 +51,9 @@ def test_start_slope_and_options_of_its_norms():
     model = WideResNet(10, 3, 32, depth=28, slope=0.0, bn_momentum=0.25, bn_eps=1e-3)
     conv = model.blocks[-1].conv2.weight
     assert float(conv.detach().var()) == pytest.approx(2 / (9 * 128), rel=0.02)
-    assert not any(m.bias is not None for m in model.modules() if isinstance(m, nn.Conv2d)) and not model.linear.bias.any()
+    assert (
+        not any(m.bias is not None for m in model.modules() if isinstance(m, nn.Conv2d)) and not model.linear.bias.any()
+    )
     norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
     assert len(norms) == 25 and all((m.momentum, m.eps) == (0.25, 1e-3) for m in norms)
     seen = []

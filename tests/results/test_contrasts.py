@@ -6,7 +6,7 @@ import torch
 
 from cnlib import results
 from cnlib.data import load
-from cnlib.experiments import convnet, vit
+from cnlib.experiments import adamatch, convnet, vit
 from cnlib.records import RECORDS
 from cnlib.results import contrasts
 from cnlib.training import Config
@@ -150,10 +150,28 @@ def test_shipped_labels_are_those_of_the_data(path):
         data = load(name)
     except (OSError, ValueError):
         pytest.skip(f"{name} is not here")
-    np.testing.assert_array_equal(results.labels(name, int(size)), data.subset(None, int(size)).test_labels)
+    count = None if size == "all" else int(size)
+    np.testing.assert_array_equal(results.labels(name, count), data.subset(None, count).test_labels)
 
 
-@pytest.mark.parametrize("module", [convnet, vit])
+@pytest.mark.parametrize("module", [convnet, vit, adamatch])
 def test_primary_contrasts_are_of_methods_that_exist(module):
     methods = module.EXPERIMENT.methods
     assert all(name in methods for pairs, _ in module.PRIMARY.values() for pair in pairs.values() for name in pair)
+
+
+def test_a_reading_of_one_set_of_a_blend_has_that_sets_labels():
+    truth = {"mnist": contrasts.labels("mnist", None), "svhn_test10k": contrasts.labels("svhn_test10k", None)}
+    assert [len(labels) for labels in truth.values()] == [10_000, 3_000]
+    assert (truth["svhn_test10k"] == 1).mean() == pytest.approx(0.202, abs=1e-3)  # of always answering "1"
+    config = adamatch.config("cn", profile="reduced")
+    readings = {"test_source": truth["mnist"], "test_target_as_source": 9 - truth["svhn_test10k"]}
+    run = Run(
+        "r",
+        config,
+        {},
+        {},
+        "finished",
+        final={"predictions": {k: pack(torch.as_tensor(v)) for k, v in readings.items()}},
+    )
+    assert contrasts.correct(run, "test_source").all() and not contrasts.correct(run, "test_target_as_source").any()

@@ -1,4 +1,4 @@
-"""AdaMatch: each ingredient against small numbers, a step against the inventors' description, and nothing left behind."""
+"""AdaMatch: each ingredient against small numbers, a step against its description, and nothing left behind."""
 
 import json
 import math
@@ -281,7 +281,9 @@ def test_only_weights_decay():
     decaying, kept = it.optimizer.param_groups
     names = {id(p): name for name, p in it.model.named_parameters()}
     assert decaying["weight_decay"] == 5e-4 and kept["weight_decay"] == 0
-    assert all("conv" in n or "shortcut" in n or n == "linear.weight" for n in (names[id(p)] for p in decaying["params"]))
+    assert all(
+        "conv" in n or "shortcut" in n or n == "linear.weight" for n in (names[id(p)] for p in decaying["params"])
+    )
     assert {"norm0.mean_encoder.weight", "linear.bias"} <= {names[id(p)] for p in kept["params"]}
 
 
@@ -323,7 +325,11 @@ train(Config.from_dict(json.loads(sys.argv[2])), sys.argv[1])
     train(config, killed, progress=False)
     train(config, whole, progress=False)
     timeless = [
-        [{k: v for k, v in row.items() if "second" not in k} for row in records.read_lines(p) if row["type"] != "resume"]
+        [
+            {k: v for k, v in row.items() if "second" not in k}
+            for row in records.read_lines(p)
+            if row["type"] != "resume"
+        ]
         for p in (whole, killed)
     ]
     assert timeless[0] == timeless[1]
