@@ -83,7 +83,7 @@ def even_digits() -> ImageData:
     return replace(load_blend("mnist+svhn_test10k", root(), _half), name=EVEN)
 
 
-EVEN = "mnist+svhn-even"
+EVEN = "mnist-svhn-even"
 EMBEDDED.update({"negatives": negatives, EVEN: even_digits})
 DIGITS: Fields = {"dataset": "digits+negatives", "flip": False, "batch_size": 64}
 PROFILES: dict[str, Fields] = {

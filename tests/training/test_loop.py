@@ -126,6 +126,8 @@ def test_bf16_and_contiguous_layout():
         ({"method": "../x"}, "method='../x': expected a name of letters"),
         ({"patience": 2}, "patience=2 without validation images"),
         ({"average": 1}, "average=1: expected less than 1"),
+        ({"label_noise": 1.5}, "label_noise=1.5: expected 1 or less"),
+        ({"label_noise": -0.1}, "label_noise=-0.1: expected 0 or more"),
         ({"epochs": 1.5}, "epochs=1.5: expected an int"),
         ({"epochs": True}, "epochs=True: expected an int"),
         ({"batch_size": 2.5}, "batch_size=2.5: expected an int"),
