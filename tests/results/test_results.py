@@ -67,7 +67,7 @@ def test_every_run_in_the_package_is_whole_and_says_where_it_comes_from(experime
     for path in (RUNS / experiment).glob("*.jsonl"):
         assert "/work" not in path.read_text(encoding="utf-8") and "/home" not in path.read_text(encoding="utf-8")
     for r in results.load(experiment):
-        assert r.status in ("finished", "diverged") and r.label in ("reduced", "paper")
+        assert r.status in ("finished", "diverged") and r.label in ("reduced", "narrow", "paper")
         assert {"cnlib", "commit", "torch", "device", "threads", "data"} <= set(r.provenance)
         assert r.status == "diverged" or len(r.epochs["epoch"]) == r.config.epochs
         assert r.name.endswith(f"-s{r.config.seed}")
