@@ -195,6 +195,7 @@ def cost(
 def step_peak(trainer: Trainer) -> int:
     """The most that one training step allocates at once, beyond what is there before it."""
     batch = next(trainer.train.ordered(trainer.config.batch_size))
+    trainer.model.train()  # the test sets leave it in evaluation, and CN in CN+
     return peak_bytes(lambda: trainer.step(batch), trainer.device)
 
 

@@ -77,3 +77,16 @@ def test_a_part_writes_its_own_record(tmp_path, monkeypatch):
     (path,) = (tmp_path / "benchmarks" / "out").glob("cpu-*-threads-cost.jsonl")
     header, row = read_lines(path)
     assert header["provenance"]["data"] == "abc" and row == {"type": "cost", "data": "abc", "repeats": 2}
+
+
+@pytest.mark.parametrize("norm", ["bn", "cn"])
+def test_the_peak_is_of_a_training_step_whatever_was_read_before(norm, data):
+    config = replace(CONFIG, norm=norm, method=norm, placement=bench.EVERYWHERE, width=0.25)
+    if norm == "cn":
+        config = replace(config, contexts="random")
+    trainer = Trainer(config, data, CPU)
+    for batch in trainer.batches():
+        trainer.step(batch)
+    before = bench.step_peak(trainer)
+    trainer.run_epoch()  # ends with the test sets
+    assert bench.step_peak(trainer) == pytest.approx(before, rel=0.02)
