@@ -6,7 +6,7 @@ import torch
 
 from cnlib import results
 from cnlib.data import load
-from cnlib.experiments import convnet, vit
+from cnlib.experiments import adamatch, convnet, vit
 from cnlib.records import RECORDS
 from cnlib.results import contrasts
 from cnlib.training import Config
@@ -132,11 +132,14 @@ def test_what_cannot_be_contrasted_is_an_error():
         results.contrast(apart, {"third": ("cn", "bn"), "image": ("cn-channels", "bn")})
     with pytest.raises(ValueError, match="no labels of mnist-2000 in the package: there are cifar10-2000"):
         results.labels("mnist", 2000)
+    with pytest.raises(ValueError, match="no domains of cifar10-2000 in the package"):
+        results.labels("cifar10", 2000, domain=0)
 
 
-def test_shipped_labels_give_every_recorded_accuracy():
-    runs = [r for r in results.load("convnet") if "predictions" in r.final]
-    assert len(runs) >= 36
+@pytest.mark.parametrize(("experiment", "least"), [("convnet", 36), ("adamatch", 19)])
+def test_shipped_labels_give_every_recorded_accuracy(experiment, least):
+    runs = [r for r in results.load(experiment) if "predictions" in r.final]
+    assert len(runs) >= least
     for r in runs:
         for reading in r.final["predictions"]:
             known = r.final.get(f"{reading}_accuracy", r.epochs.get(f"{reading}_accuracy", [None])[-1])
@@ -150,10 +153,11 @@ def test_shipped_labels_are_those_of_the_data(path):
         data = load(name)
     except (OSError, ValueError):
         pytest.skip(f"{name} is not here")
-    np.testing.assert_array_equal(results.labels(name, int(size)), data.subset(None, int(size)).test_labels)
+    count = None if size == "all" else int(size)
+    np.testing.assert_array_equal(results.labels(name, count), data.subset(None, count).test_labels)
 
 
-@pytest.mark.parametrize("module", [convnet, vit])
+@pytest.mark.parametrize("module", [adamatch, convnet, vit])
 def test_primary_contrasts_are_of_methods_that_exist(module):
     methods = module.EXPERIMENT.methods
     assert all(name in methods for pairs, _ in module.PRIMARY.values() for pair in pairs.values() for name in pair)
