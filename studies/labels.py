@@ -18,7 +18,7 @@ def ship(
     datasets: list[str],
     test_size: Annotated[int | None, typer.Option(help="of a stratified subset; by default all")] = None,
 ) -> None:
-    """Write the labels, and domains, of each data set's test images, in the order in which runs of that size see them."""
+    """Write labels and domains of each data set's test images, in the order in which runs of that size see them."""
     import torch
 
     for name in datasets:
