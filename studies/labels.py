@@ -18,13 +18,16 @@ def ship(
     datasets: list[str],
     test_size: Annotated[int | None, typer.Option(help="of a stratified subset; by default all")] = None,
 ) -> None:
-    """Write the labels of each data set's test images, in the order in which runs of that size see them."""
+    """Write labels and domains of each data set's test images, in the order in which runs of that size see them."""
     import torch
 
     for name in datasets:
         data = load(name)
-        chosen = torch.as_tensor(data.subset(None, test_size).test_labels)
+        test = data.subset(None, test_size)
+        chosen = torch.as_tensor(test.test_labels)
         line = {"type": "header", "dataset": name, "data": data.checksum, "labels": pack(chosen)}
+        if test.test_domains is not None:
+            line["domains"] = pack(torch.as_tensor(test.test_domains))
         write_lines(LABELS / f"{name}-{test_size or 'all'}.jsonl", [line])
         print(f"{len(chosen)} labels of {name}")
 

@@ -17,7 +17,7 @@ from cnlib.training.records import Run, read_lines, unpack
 
 LABELS = RECORDS / "labels"
 REESTIMATED = "test_reestimated"
-PARTS = ("test_source", "test_target")  # readings that begin so are of one set of a blend, the first or the second
+DOMAINS = ("test_source", "test_target")  # readings of one domain of two, see `cnlib.training.AdaMatch`
 Pair = tuple[str, str]
 
 
@@ -73,27 +73,30 @@ class Contrast:
     among: Estimate | None
 
 
-def labels(dataset: str, test_size: int | None) -> np.ndarray:
-    """The classes (N,) of the test images of recorded runs, in their order, from the package."""
+def labels(dataset: str, test_size: int | None, domain: int | None = None) -> np.ndarray:
+    """The classes (N,) of the test images of recorded runs, in their order, from the package; or of one domain's."""
     path = LABELS / f"{dataset}-{test_size or 'all'}.jsonl"
     if not path.is_file():
         known = ", ".join(sorted(file.stem for file in LABELS.glob("*.jsonl"))) or "none"
         raise ValueError(f"no labels of {path.stem} in the package: there are {known}; `python -m studies.labels` adds")
-    return _labels(path)
+    found = _labels(path)
+    if domain is None:
+        return found["labels"]
+    if "domains" not in found:
+        raise ValueError(f"no domains of {path.stem} in the package: `python -m studies.labels` adds")
+    return found["labels"][found["domains"] == domain]
 
 
 @cache
-def _labels(path: Path) -> np.ndarray:
-    return unpack(read_lines(path)[0]["labels"])
+def _labels(path: Path) -> dict[str, np.ndarray]:
+    header = read_lines(path)[0]
+    return {key: unpack(header[key]) for key in ("labels", "domains") if key in header}
 
 
 def correct(run: Run, reading: str = REESTIMATED) -> np.ndarray:
-    """Whether each test image (N,) was classified rightly after the last epoch."""
-    dataset = run.config.dataset
-    part = next((i for i, name in enumerate(PARTS) if reading.startswith(name)), None)
-    if part is not None:  # in the order of its own set: whole, as a subset of a blend is no subset of its parts
-        dataset = dataset.split("+")[part]
-    return run.predictions(reading) == labels(dataset, run.config.test_size)
+    """Whether each test image (N,) was classified rightly after the last epoch; of a reading of one domain, its own."""
+    domain = next((i for i, name in enumerate(DOMAINS) if reading.startswith(name)), None)
+    return run.predictions(reading) == labels(run.config.dataset, run.config.test_size, domain)
 
 
 def crossed(values: np.ndarray) -> Estimate:
