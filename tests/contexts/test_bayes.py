@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 import torch
 
-from cnlib.contexts import CorruptedContexts, RandomContexts, ShuffledContexts, SuperclassContexts, bayes
+from cnlib.contexts import (
+    LABEL_GROUPS,
+    CorruptedContexts,
+    RandomContexts,
+    ShuffledContexts,
+    SuperclassContexts,
+    bayes,
+)
+from cnlib.contexts.quality import contingency, mutual_information
 from cnlib.data import load
 from cnlib.training import Config
 from cnlib.training.build import build_contexts
@@ -131,3 +139,43 @@ def test_the_predicted_context_and_the_marginal_sum_up():
     torch.testing.assert_close(bayes.marginal(each, posterior).exp(), logits.softmax(1))
     certain = torch.tensor([[0.0, 1.0, 0.0]] * 6, dtype=torch.double)
     torch.testing.assert_close(bayes.marginal(each, certain), each[1].log_softmax(1))
+
+
+@pytest.mark.parametrize("count", [2, 5, 10])
+@pytest.mark.parametrize("rate", [0.0, 0.25, 0.75, 1.0])
+def test_the_bits_of_a_context_that_is_wrong_at_a_rate(count, rate):
+    """The entropy of the contexts less that of one class's contexts, and what is counted on many images."""
+    groups = LABEL_GROUPS[count]
+    source = CorruptedContexts(SuperclassContexts(groups), rate)
+
+    def bits(p):
+        return -sum(v * math.log2(v) for v in p if v > 0)
+
+    every = (1 - rate) * np.bincount(groups) / 10 + rate / count
+    expected = bits(every) - bits([1 - rate + rate / count] + [rate / count] * (count - 1))
+    assert mutual_information(source.given_label().numpy()) == pytest.approx(expected, abs=1e-12)
+    classes = np.arange(4000) % 10
+    found = mutual_information(contingency(source.assign(IMAGES, classes).numpy(), classes, count, 10))
+    assert found == pytest.approx(expected, abs=0.06)
+
+
+def test_the_loss_falls_by_the_new_bits_and_by_more_where_the_network_is_wrong():
+    logits, table = joint()
+    wrong, _ = joint(n=7)
+    p, q = logits.softmax(1), wrong[1:].softmax(1)
+    n, k, t = len(p), *table.shape
+    world = p[:, None] * table.t() / n  # p(x, c, y)
+    new = sum(float(part.sum()) * mutual_information(part.numpy()) for part in world)
+    x, c, y = (torch.from_numpy(i) for i in np.indices((n, t, k)).reshape(3, -1))
+
+    def loss(answers):
+        return float(-(world.reshape(-1) * answers.log_softmax(1)[torch.arange(len(y)), y]).sum()) / math.log(2)
+
+    def fall(network):
+        return loss(network.log()[x]) - loss(bayes.combine(network.log()[x], c, table))
+
+    assert fall(p) == pytest.approx(new)
+    true, predicted = (bayes.context_posterior(network.log(), table) for network in (p, q))
+    own_errors = float((true * (true / predicted).log2()).sum()) / n
+    assert own_errors > 0.001
+    assert fall(q) == pytest.approx(new + own_errors)
