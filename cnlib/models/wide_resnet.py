@@ -98,6 +98,7 @@ class WideResNet(nn.Module):
         nn.init.zeros_(self.linear.bias)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Logits (N, num_classes) of images x (N, C, H, W) of the size it was made for; ValueError for others."""
         if x.ndim != 4 or x.shape[1:] != self.expected:
             raise ValueError(
                 f"WideResNet: input is {tuple(x.shape)}, expected (N, {', '.join(map(str, self.expected))})"

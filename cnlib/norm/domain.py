@@ -28,6 +28,7 @@ class DomainBatchNorm(nn.Module):
         self.norms = nn.ModuleList(BatchNorm(num_features, eps, momentum) for _ in range(num_contexts))
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """See the class."""
         who = f"DomainBatchNorm {self.name!r}" if self.name else "DomainBatchNorm"
         check_input(x, self.num_features, who)
         ids = check_context(given(self, "given_ids") if context is None else context, x, self.num_contexts, who)

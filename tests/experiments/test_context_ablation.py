@@ -96,7 +96,7 @@ def test_a_contrast_is_made_of_its_two_readings(tmp_path, monkeypatch):
     }
     sweep(configs, tmp_path, progress=False)
     runs, truth = results.load(tmp_path), fetch("digits+negatives").subset(200, 100).test_labels
-    monkeypatch.setattr("cnlib.results.contrasts.labels", lambda dataset, size: truth)
+    monkeypatch.setattr("cnlib.results.contrasts.labels", lambda dataset, size, domain: truth)
     _, pairs, readings = PRIMARY["2 contexts from the label, 0% corrupted, minus Bayes' rule"]
     found = results.contrast(runs, pairs, readings)
     by = {(run.config.method, run.config.seed): run.final for run in runs}
