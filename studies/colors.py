@@ -8,6 +8,7 @@ from __future__ import annotations
 import numpy as np
 import typer
 
+from cnlib.contexts.kmeans import color
 from cnlib.data import load
 from cnlib.results.images import COLORS, STEP
 from cnlib.training.records import pack, write_lines
@@ -19,8 +20,7 @@ def ship(datasets: list[str]) -> None:
 
     for name in datasets:
         data = load(name)
-        pixels = data.test_images.astype(np.float64)
-        found = {"mean": pixels.mean((1, 2)), "std": pixels.std((1, 2))}
+        found = dict(zip(("mean", "std"), np.split(color(data.test_images), 2, axis=1), strict=True))
         kept = {key: pack(torch.from_numpy(np.rint(value / STEP)).flatten()) for key, value in found.items()}
         line = {
             "type": "header",
@@ -29,7 +29,7 @@ def ship(datasets: list[str]) -> None:
             "labels": pack(torch.tensor(data.test_labels)),
         }
         write_lines(COLORS / f"{name}.jsonl", [{**line, **kept}])
-        print(f"{len(pixels)} images of {name}")
+        print(f"{len(data.test_labels)} images of {name}")
 
 
 if __name__ == "__main__":

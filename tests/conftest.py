@@ -16,6 +16,15 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Sums depend on the number of threads: for tests of equality to the last bit."""
+    former = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(former)
+
+
 @pytest.fixture(autouse=True)
 def seed() -> Iterator[None]:
     with torch.random.fork_rng(devices=[]):

@@ -25,17 +25,14 @@ from functools import lru_cache
 from typing import Any
 
 from cnlib.data import EMBEDDED, ImageData
-from cnlib.sweeps.experiment import Experiment, Fields, Grid, Printed
+from cnlib.sweeps.experiment import Experiment, Fields, Grid, Printed, merged
 from cnlib.training import AdaMatch, AdaMatchKeras
 
 
 @lru_cache(maxsize=1)
 def inverse_digits() -> ImageData:
     """The embedded digits, dark on white, as a second domain of the same classes."""
-    x = EMBEDDED["digits"]()
-    return ImageData(
-        "inverse-digits", 255 - x.train_images, x.train_labels, 255 - x.test_images, x.test_labels, x.classes
-    )
+    return EMBEDDED["digits"]().inverted("inverse-digits")
 
 
 EMBEDDED["inverse-digits"] = inverse_digits
@@ -59,23 +56,17 @@ FIELD_ROWS: dict[str, Fields] = {
 ROWS = (*OPTION_ROWS, *FIELD_ROWS)
 
 
-def joined(*fields: Fields) -> Fields:
-    """Fields of a configuration; later ones win, of options each for itself."""
-    options = {key: value for each in fields for key, value in each.get("options", {}).items()}
-    return {key: value for each in fields for key, value in each.items()} | ({"options": options} if options else {})
-
-
 def keras(repaired: str = "", **fields: Any) -> Fields:
     """The program of the tables, with one of its differences put right."""
     kept = [row for name, row in FIELD_ROWS.items() if name != repaired]
     right = {OPTION_ROWS[repaired]: AdaMatch.OPTIONS[OPTION_ROWS[repaired]]} if repaired in OPTION_ROWS else {}
-    return joined({"task": "adamatch-keras"}, *kept, fields, {"options": right})
+    return merged({"task": "adamatch-keras"}, *kept, fields, {"options": right})
 
 
 def spoiled(row: str) -> Fields:
     """AdaMatch with one of the differences made."""
     if row in FIELD_ROWS:
-        return joined(BN, FIELD_ROWS[row])
+        return merged(BN, FIELD_ROWS[row])
     return {**BN, "options": {OPTION_ROWS[row]: AdaMatchKeras.OPTIONS[OPTION_ROWS[row]]}}
 
 

@@ -36,9 +36,8 @@ def collapsed(run: Run) -> bool:
 @lru_cache(maxsize=1)
 def dark_digits() -> ImageData:
     """The embedded digits, dark on white, as a second set with classes of its own."""
-    x = EMBEDDED["digits"]()
-    classes = tuple(f"dark {name}" for name in x.classes)
-    return ImageData("dark-digits", 255 - x.train_images, x.train_labels, 255 - x.test_images, x.test_labels, classes)
+    digits = EMBEDDED["digits"]()
+    return digits.inverted("dark-digits", tuple(f"dark {name}" for name in digits.classes))
 
 
 EMBEDDED["dark-digits"] = dark_digits

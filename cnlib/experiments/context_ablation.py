@@ -69,8 +69,7 @@ PUBLISHED: Fields = {**CONVNET, "task": "worth", "flip": True}
 @lru_cache(maxsize=1)
 def negatives() -> ImageData:
     """The embedded digits, dark on white: with the others a set of two domains."""
-    x = EMBEDDED["digits"]()
-    return ImageData("negatives", 255 - x.train_images, x.train_labels, 255 - x.test_images, x.test_labels, x.classes)
+    return EMBEDDED["digits"]().inverted("negatives")
 
 
 def _half(name: str) -> ImageData:

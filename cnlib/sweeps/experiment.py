@@ -77,7 +77,7 @@ class Experiment:
             if given not in known:
                 raise ValueError(f"{self.name} has no {what} {given!r}: expected one of {', '.join(known)}")
         run = {"method": method, "profile": profile, "seed": seed} | changes
-        return _merged(self.published, setting or {}, self.profiles[profile], self.methods[method], run)
+        return Config(**merged(self.published, setting or {}, self.profiles[profile], self.methods[method], run))
 
     def configs(
         self, sweep: str, profile: str = "book", seeds: int | None = None, only: str = "*", **changes: Any
@@ -109,7 +109,8 @@ class Experiment:
         own = {"profile": config.profile, "dataset": config.dataset, "method": config.method, "seed": config.seed}
         profile, method = self.profiles.get(config.profile, {}), self.methods.get(config.method, {})
         expected, mine = (
-            d | d["options"] for d in (_merged(self.published, profile, method, own).to_dict(), config.to_dict())
+            d | d["options"]
+            for d in (Config(**merged(self.published, profile, method, own)).to_dict(), config.to_dict())
         )
         changed = [key for key in mine if key != "options" and mine[key] != expected.get(key)]
         rest = "-".join(f"{key}={mine[key]}" for key in changed)
@@ -118,13 +119,13 @@ class Experiment:
         return "-".join([config.profile, config.dataset, config.method, *([rest] if rest else []), f"s{config.seed}"])
 
 
-def _merged(*layers: Fields) -> Config:
-    """Later ones win; of `options`, each for itself."""
+def merged(*layers: Fields) -> Fields:
+    """Fields of a configuration: later ones win; of `options`, each for itself."""
     fields = {key: value for layer in layers for key, value in layer.items()}
     options = [layer.get("options", {}) for layer in layers]
     if all(isinstance(given, Mapping) for given in options):  # if not, Config says what it expects
         fields["options"] = {key: value for given in options for key, value in given.items()}
-    return Config(**fields)
+    return fields
 
 
 def product(**values: tuple[Any, ...]) -> tuple[Fields, ...]:

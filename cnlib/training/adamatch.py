@@ -22,13 +22,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cnlib.data import ImageData
-from cnlib.norm import ContextNorm, frozen
+from cnlib.norm import frozen
 from cnlib.norm.domain import DomainBatchNorm
 from cnlib.training import distributed
 from cnlib.training.augment import View, cutout, flip, jitter, shift
 from cnlib.training.batches import Batch, Split
 from cnlib.training.metrics import weighted_scores
-from cnlib.training.readings import TestSet, first_layer
+from cnlib.training.readings import TestSet, first_layer, learned_moments
 from cnlib.training.trainer import TASKS, Trainer
 
 DECAY = 0.999  # of the average of the source's classes
@@ -233,11 +233,7 @@ class AdaMatch(Trainer):
         self.told = told and self.config.contexts == "domain"
         if self.told:
             self.tests |= {SWAPPED[k]: replace(t, contexts=lambda ids: 1 - ids) for k, t in self.tests.items()}
-        if options["from_data"]:
-            generator = torch.Generator(self.device).manual_seed(seed)
-            size = min(options["from_data"], len(self.train))
-            batch = next(self.stream(self.train, generator, [()], batch_size=size))
-            first_layer(self.model, self.config).start_from(batch.x, batch.ids)  # type: ignore[operator]
+        self.start_from_data(options["from_data"])
 
     def late_tests(self) -> dict[str, TestSet]:
         knows = any(hasattr(layer, "inference") for layer in self.model.modules())
@@ -317,10 +313,7 @@ class AdaMatch(Trainer):
     def conclude(self) -> dict[str, Any]:
         found = super().conclude()
         found["predictions"] = self.under_both_contexts(found["predictions"])
-        layer = first_layer(self.tested, self.config)
-        if isinstance(layer, ContextNorm):
-            mean, var = layer.moments()
-            found |= {"learned_mean": mean.tolist(), "learned_std": var.sqrt().tolist()}
+        found |= learned_moments(first_layer(self.tested, self.config))
         return self.under_both_contexts(found)
 
     def under_both_contexts(self, found: dict[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from cnlib.data import ImageData
 from cnlib.training.batches import Batch, join
-from cnlib.training.readings import TestSet, first_layer
+from cnlib.training.readings import TestSet
 from cnlib.training.told import Told
 from cnlib.training.trainer import TASKS
 
@@ -34,11 +34,7 @@ class Blended(Told):
         self.parts = [self.train.where(domain=d) for d in self.train.alongside["domains"].unique().tolist()]
         for d, name in enumerate(data.domains):
             self.tests[f"test_{name}"] = TestSet(self.tests["test"].split.where(domain=d))
-        if self.options["from_data"]:
-            generator = torch.Generator(self.device).manual_seed(self.config.seed)
-            count = min(self.options["from_data"], len(self.train))
-            batch = next(self.stream(self.train, generator, [()], batch_size=count))
-            first_layer(self.model, self.config).start_from(batch.x, batch.ids)  # type: ignore[operator]
+        self.start_from_data(self.options["from_data"])
 
     def epoch_steps(self) -> int:
         return max(1, (self.options["images"] or max(map(len, self.parts))) * len(self.parts) // self.config.batch_size)

@@ -17,10 +17,8 @@ def macro_scores(confusion: Tensor) -> tuple[float, float, float]:
 
     As scikit-learn computes them: averaged over the classes that occur as truth or prediction; 0/0 counts as 0.
     """
-    counts = confusion.double()
-    hits, true, predicted = counts.diagonal(), counts.sum(1), counts.sum(0)
+    scores, true, predicted = _of_classes(confusion)
     present = (true + predicted) > 0
-    scores = (hits / predicted.clamp_min(1), hits / true.clamp_min(1), 2 * hits / (true + predicted).clamp_min(1))
     precision, recall, f1 = (float(score[present].mean()) for score in scores)
     return precision, recall, f1
 
@@ -28,11 +26,17 @@ def macro_scores(confusion: Tensor) -> tuple[float, float, float]:
 def weighted_scores(confusion: Tensor) -> tuple[float, float, float]:
     """Precision, recall and F1 of a (K, K) matrix of counts, averaged over classes, weighted by their true counts: what
     scikit-learn calls "weighted". The recall is then the accuracy. 0/0 counts as 0."""
+    scores, true, _ = _of_classes(confusion)
+    precision, recall, f1 = (float((score * true).sum() / true.sum()) for score in scores)
+    return precision, recall, f1
+
+
+def _of_classes(confusion: Tensor) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor, Tensor]:
+    """Precision, recall and F1 of each class (K,), and how often it is true and predicted."""
     counts = confusion.double()
     hits, true, predicted = counts.diagonal(), counts.sum(1), counts.sum(0)
     scores = (hits / predicted.clamp_min(1), hits / true.clamp_min(1), 2 * hits / (true + predicted).clamp_min(1))
-    precision, recall, f1 = (float((score * true).sum() / true.sum()) for score in scores)
-    return precision, recall, f1
+    return scores, true, predicted
 
 
 def above_half(logits: Tensor, labels: Tensor) -> dict[str, Tensor]:

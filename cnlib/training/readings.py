@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from cnlib.norm import reestimate
+from cnlib.norm import ContextNorm, reestimate
 from cnlib.norm.recognition import base_of
 from cnlib.training import distributed, records
 from cnlib.training.augment import View
@@ -102,6 +102,14 @@ def first_layer(model: nn.Module, config: Config) -> nn.Module:
     # a pattern means norm layers, though it may fit the names of others, and the model itself
     fitting = [layer for name, layer in names.items() if fnmatchcase(name, wanted)]
     return next((layer for layer in fitting if base_of(layer)), fitting[0])
+
+
+def learned_moments(layer: nn.Module) -> dict[str, Any]:
+    """Of a context norm "learned_mean" and "learned_std", (T, C) each; of other layers nothing."""
+    if not isinstance(layer, ContextNorm):
+        return {}
+    mean, var = layer.moments()
+    return {"learned_mean": mean.tolist(), "learned_std": var.sqrt().tolist()}
 
 
 def final_readings(trainer: Reads, late: Mapping[str, TestSet] | None = None) -> dict[str, Any]:

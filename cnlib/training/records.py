@@ -58,6 +58,10 @@ class Run:
             raise ValueError(f"{self.name} keeps no predictions of {reading!r}: it has {', '.join(kept) or 'none'}")
         return unpack(kept[reading])
 
+    def at_end(self, metric: str) -> Any:
+        """What was read once, at the end, or else a metric of the last epoch; NaN where the run has neither."""
+        return self.final.get(metric, self.epochs.get(metric, [np.nan])[-1])
+
     def curve(self, metric: str) -> np.ndarray:
         """``epochs[metric]``, or a ValueError that names what is recorded."""
         if metric not in self.epochs:

@@ -12,14 +12,13 @@ from torch import Tensor, nn
 
 from cnlib.contexts.bayes import combine, context_posterior, marginal
 from cnlib.data import ImageData
-from cnlib.norm import ContextNorm
 from cnlib.training import distributed
 from cnlib.training.augment import View, resize, usual_view
 from cnlib.training.batches import Batch
 from cnlib.training.config import Config
 from cnlib.training.loop import train
 from cnlib.training.metrics import above_half
-from cnlib.training.readings import TestSet, first_layer, prepared
+from cnlib.training.readings import TestSet, first_layer, learned_moments, prepared
 from cnlib.training.trainer import TASKS, Trainer
 
 # logits (N, K) on the test images, of networks without contexts that this process trained, by configuration and data
@@ -87,15 +86,20 @@ class Told(Trainer):
         truth = self.tests["test"]
         late = {"test_plus": self.plus} if self.plus else {}
         if self.given_label is not None and self.told:
-            split, ids = truth.split, truth.split.alongside["ids"]
-            order = torch.from_numpy(np.random.default_rng(self.config.seed).permutation(len(ids)))
-            late["test_shuffled"] = replace(truth, split=split.having(ids=ids[order.to(self.device)]))
+            split = truth.split
+            late["test_shuffled"] = replace(truth, split=split.having(ids=self.shuffled_ids()))
             if self.options["predict"]:
                 posterior = context_posterior(self.without_contexts(), self.given_label)
                 late["test_predicted"] = replace(truth, split=split.having(ids=posterior.argmax(1)))
                 of_each = split.having(responsibilities=posterior)
                 late["test_marginal"] = TestSet(of_each, logits=self.under_each_context)
         return late
+
+    def shuffled_ids(self) -> Tensor:
+        """The contexts (N,) of the test images, in an order drawn by the run's seed."""
+        ids = self.tests["test"].split.alongside["ids"]
+        order = torch.from_numpy(np.random.default_rng(self.config.seed).permutation(len(ids)))
+        return ids[order.to(self.device)]
 
     def under_each_context(self, logits: Tensor, batch: Batch) -> Tensor:
         """The marginal over contexts; notes on the way what each of them gives, told to all images."""
@@ -113,9 +117,8 @@ class Told(Trainer):
         if self.given_label is not None and not self.told and self.config.norm == "none":
             CONTEXT_FREE[self.plain_key()] = self.answers(self.tested)
         layer = first_layer(self.tested, self.config)
-        if isinstance(layer, ContextNorm) and layer.num_features == self.train.images.shape[-1]:  # on the image
-            mean, var = layer.moments()
-            found |= {"learned_mean": mean.tolist(), "learned_std": var.sqrt().tolist()}
+        if getattr(layer, "num_features", 0) == self.train.images.shape[-1]:  # on the image
+            found |= learned_moments(layer)
         if parts := [part for seen in distributed.from_all(self.seen) for part in seen]:
             shares = torch.stack(parts).sum(0).double() / len(self.tests["test"].split)
             found |= dict(zip(("test_constant_accuracy", "test_constant_obedience"), shares.tolist(), strict=True))
@@ -131,11 +134,14 @@ class Told(Trainer):
         return CONTEXT_FREE[key]
 
     def plain_key(self) -> tuple[Config, str]:
-        slots = getattr(self.model, "SLOTS", {})
-        place = next(iter(slots), self.config.placement[0])
+        return self.plain(), self.data.checksum
+
+    def plain(self, **changes: Any) -> Config:
+        """The configuration of the same network with none but its own norm layers, and no token."""
+        place = next(iter(getattr(self.model, "SLOTS", {})), self.config.placement[0])
         options = {k: v for k, v in dict(self.config.options).items() if k not in ("token", *self.OPTIONS)}
-        plain = replace(self.config, method="", norm="none", placement=(place,), options=options)
-        return plain, self.data.checksum
+        own: dict[str, Any] = {"method": "", "norm": "none", "placement": (place,), "options": options}
+        return replace(self.config, **own | changes)
 
     @torch.no_grad()
     def answers(self, model: nn.Module) -> Tensor:

@@ -63,7 +63,7 @@ class Trainer:
         with torch.random.fork_rng(devices=[]):
             find = lambda: self.find_contexts(data, soft)  # noqa: E731
             self.contexts = distributed.from_leader(find) if state is None else state["contexts"]
-        self.contexts_seconds = time.perf_counter() - clock
+        self.contexts_seconds = time.perf_counter() - clock if self.contexts else 0.0
         if hasattr(first_layer(self.model, config), "given_ids") and not self.contexts:
             raise ValueError(f"norm {config.norm!r} needs contexts: set contexts, e.g. to gmm, random or superclass")
         layout = torch.channels_last if config.channels_last else torch.contiguous_format
@@ -108,6 +108,13 @@ class Trainer:
         self.tests["test"] = TestSet(self.split(data, "test", statistics))
         if any(hasattr(layer, "inference") for layer in self.model.modules()):
             self.tests["test_plus"] = replace(self.tests["test"], inference="cn+")
+
+    def start_from_data(self, count: int) -> None:
+        """The layer under test starts from the moments of so many training images, drawn at random; 0: as it is."""
+        if count:
+            generator = torch.Generator(self.device).manual_seed(self.config.seed)
+            batch = next(self.stream(self.train, generator, [()], batch_size=min(count, len(self.train))))
+            first_layer(self.model, self.config).start_from(batch.x, batch.ids)  # type: ignore[operator]
 
     def split(
         self, data: ImageData, part: str, statistics: tuple[Tensor, Tensor], chosen: slice = slice(None)

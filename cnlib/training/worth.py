@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -84,13 +83,8 @@ class Worth(Told):
         """What the last layer of the network without contexts gets, of the training and of the test images."""
         if distributed.size() > 1:
             raise ValueError("contexts='features' are made by one process: start it without torchrun")
-        place = next(iter(getattr(self.model, "SLOTS", {})), self.config.placement[0])
-        options = {name: value for name, value in dict(self.config.options).items() if name not in self.OPTIONS}
-        none: dict[str, Any] = {
-            **{"method": "", "task": "classify", "norm": "none", "encoder": "table", "start": "identity"},
-            **{"contexts": "none", "num_contexts": 1, "corruption": 0.0},
-        }
-        key = replace(self.config, **none, placement=(place,), options=options), data.checksum
+        none = {"contexts": "none", "num_contexts": 1, "corruption": 0.0, "encoder": "table", "start": "identity"}
+        key = self.plain(task="classify", **none), data.checksum
         if key not in FEATURES:
             network = Trainer(key[0], data, self.device)
             while not network.done:
@@ -109,9 +103,9 @@ class Worth(Told):
             self.superclass = torch.tensor(LABEL_GROUPS[self.config.num_contexts], device=self.device)
 
     def step(self, batch: Any) -> dict[str, Tensor]:
-        c, layer, options = self.config, first_layer(self.model, self.config), self.options
+        layer, options = first_layer(self.model, self.config), self.options
         if options["hard"]:
-            done = self.steps_done / (c.epochs * self.epoch_steps())
+            done = self.steps_done / self.schedule_steps()
             layer.temperature = options["hot"] * (options["cold"] / options["hot"]) ** done
         if not options["balance"]:
             return super().step(batch)
@@ -155,9 +149,7 @@ class Worth(Told):
     def told_otherwise(self) -> dict[str, Tensor]:
         """Logits on the test images under contexts that are not their own."""
         split = self.tests["test"].split
-        ids = split.alongside["ids"]
-        order = torch.from_numpy(np.random.default_rng(self.config.seed).permutation(len(ids)))
-        others = {"test_shuffled": ids[order.to(self.device)]}
+        others = {"test_shuffled": self.shuffled_ids()}
         if self.config.contexts == "label":
             for rate, (made, _) in self.made_from_labels(self.config.num_contexts).items():
                 others[f"test_corrupted_{rate:g}"] = made

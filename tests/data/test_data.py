@@ -264,3 +264,12 @@ def test_subset_is_stratified_nested_and_keeps_the_order():
     assert data.subset() is not data and len(data.subset().train_labels) == 100
     with pytest.raises(ValueError, match="train_size=101: expected 1 to 100"):
         data.subset(101)
+
+
+def test_inverted_digits_are_dark_on_white_and_may_have_classes_of_their_own():
+    digits = cnlib.data.load("digits")
+    other = digits.inverted("inverse")
+    assert (other.train_images.astype(int) + digits.train_images == 255).all()
+    assert (other.test_images.astype(int) + digits.test_images == 255).all()
+    assert (other.name, other.classes) == ("inverse", digits.classes) and other.checksum != digits.checksum
+    assert digits.inverted("inverse", tuple("abcdefghij")).classes == tuple("abcdefghij")

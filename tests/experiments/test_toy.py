@@ -46,12 +46,8 @@ print(run.config.method, len(run.epochs["epoch"]), sorted(state["generators"]))
 
 
 @pytest.fixture(autouse=True)
-def registered(monkeypatch):
+def registered(monkeypatch, one_thread):
     monkeypatch.setitem(EXPERIMENTS, "toy", TOY)
-    former = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(former)
 
 
 @pytest.fixture(scope="module")

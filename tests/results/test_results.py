@@ -82,3 +82,11 @@ def test_selecting_by_configuration():
     assert results.select(runs, method=("bn", "cn")) == runs[:2] and results.select(runs, method="cn") == runs[1:2]
     with pytest.raises(ValueError, match="rate is no field"):
         results.select(runs, rate=1e-3)
+
+
+def test_a_number_at_the_end_is_the_late_reading_or_that_of_the_last_epoch():
+    run = Run(
+        "r", Config(), {}, {"test_accuracy": np.array([0.1, 0.3])}, "finished", final={"test_shuffled_accuracy": 0.2}
+    )
+    assert (run.at_end("test_accuracy"), run.at_end("test_shuffled_accuracy")) == (0.3, 0.2)
+    assert np.isnan(run.at_end("test_masked_accuracy"))

@@ -13,7 +13,8 @@ import torch
 import torch._dynamo  # an optimizer's first step imports it: seconds, here once for all
 
 import cnlib.data
-from cnlib.training import Config, Trainer, checkpoint, records, train
+import cnlib.experiments  # their tasks and data sets
+from cnlib.training import TASKS, Config, checkpoint, records, train
 
 
 def dying(function, count, before=False):
@@ -35,7 +36,8 @@ def dying(function, count, before=False):
 
 def child(record, config, moment, count):
     if moment == "step":  # in the middle of an epoch
-        Trainer.step = dying(Trainer.step, count)
+        task = TASKS[config["task"]]
+        task.step = dying(task.step, count)
     elif moment == "checkpoint":  # the checkpoint is written, the line is not
         checkpoint.save = dying(checkpoint.save, count)
     elif moment == "unlink":  # the last line is written, the checkpoint is still there

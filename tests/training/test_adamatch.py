@@ -8,13 +8,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from test_resume import timeless
 from torch.nn import functional as F
 
 from cnlib.data import load
 from cnlib.experiments import EXPERIMENTS
 from cnlib.norm import BatchNorm
 from cnlib.norm.domain import DomainBatchNorm
-from cnlib.training import TASKS, adamatch, checkpoint, read, records, train
+from cnlib.training import TASKS, adamatch, checkpoint, read, train
 from cnlib.training.adamatch import Alignment, aligned, aligned_over_all, interpolated, target_weight, unit_length
 from cnlib.training.metrics import weighted_scores
 from cnlib.training.schedule import factor
@@ -23,12 +24,7 @@ E = EXPERIMENTS["adamatch"]
 CPU = torch.device("cpu")
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    former = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(former)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def trainer(method="bn", **changes):
@@ -305,33 +301,13 @@ def test_killed_and_resumed_bit_for_bit(tmp_path, monkeypatch):
     whole, killed = tmp_path / "whole.jsonl", tmp_path / "killed.jsonl"
     states, save = {}, checkpoint.save
     monkeypatch.setattr(checkpoint, "save", lambda path, state: states.update({path.stem: state}) or save(path, state))
-    program = """
-import json, os, signal, sys
-import torch, cnlib.experiments
-from cnlib.training import Config, adamatch, train
-torch.set_num_threads(1)
-step, calls = adamatch.AdaMatch.step, []
-def dying(self, batch):
-    calls.append(1)
-    if len(calls) == 5:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return step(self, batch)
-adamatch.AdaMatch.step = dying
-train(Config.from_dict(json.loads(sys.argv[2])), sys.argv[1])
-"""
-    arguments = [sys.executable, "-c", program, str(killed), json.dumps(config.to_dict())]
-    assert subprocess.run(arguments, cwd=Path(__file__).parents[2]).returncode == -9
+    helper = [sys.executable, str(Path(__file__).with_name("killed.py"))]
+    jobs = json.dumps([(str(killed), config.to_dict(), "step", 5)])  # inside epoch 2
+    result = subprocess.run(helper, input=jobs, capture_output=True, encoding="utf-8")
+    assert json.loads(result.stdout or "[]") == [-9], result.stderr
     assert read(killed).status == "unfinished" and len(read(killed).epochs["epoch"]) == 1
     train(config, killed, progress=False)
     train(config, whole, progress=False)
-    timeless = [
-        [
-            {k: v for k, v in row.items() if "second" not in k}
-            for row in records.read_lines(p)
-            if row["type"] != "resume"
-        ]
-        for p in (whole, killed)
-    ]
-    assert timeless[0] == timeless[1]
+    assert timeless(whole) == timeless(killed)
     for part in ("model", "average", "optimizer", "alignment", "generators"):
         torch.testing.assert_close(states["whole"][part], states["killed"][part], rtol=0, atol=0)

@@ -27,12 +27,7 @@ KILLS = {  # each session dies later than the one before
 }
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    former = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(former)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def timeless(path):
