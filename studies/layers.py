@@ -2,7 +2,8 @@
 
 Every measurement alternates the layer with nn.BatchNorm2d and keeps the median of the ratios, so that a machine
 whose speed drifts drifts for both. "kept" is what autograd holds for the backward, "peak" the most that is
-allocated at once during forward + backward, both without x and its incoming gradient.
+allocated at once during forward + backward, both without x and its incoming gradient. "copy" is one copy of x, a
+reading and a writing: what the machine's memory allows, in the same unit.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ import cnlib
 # the small end, then the layers of the CIFAR ConvNet (Table IV) at batch 256, then a large one
 SHAPES = ((8, 64, 8, 8), (256, 256, 4, 4), (256, 128, 8, 8), (256, 128, 16, 16), (256, 64, 32, 32), (256, 128, 32, 32))
 K = 3
-Step = Callable[[], None]
+Step = Callable[[], object]
 
 
 class NaiveMixtureNorm(nn.Module):
@@ -152,6 +153,8 @@ def run(
         native = nn.BatchNorm2d(shape[1]).to(device)
         reference = step_of(native, x, (), grad)
         native_kept, native_peak = kept_bytes(lambda: native(x), x), peak_bytes(reference, device)  # noqa: B023
+        target, source = torch.empty_like(grad), grad
+        copy_ratio, _ = time_ratio(lambda: target.copy_(source), reference, budget)  # noqa: B023
         for gradient in ("manual", "autograd"):
             for compiled in (False, True):
                 for name, layer, extra in layers(shape, gradient):
@@ -172,6 +175,7 @@ def run(
                             "shape": list(shape),
                             "time_ratio": ratio,
                             "native_ms": native_ms,
+                            "copy_ratio": copy_ratio,
                             "kept_bytes": kept_bytes(forward, x),
                             "native_kept_bytes": native_kept,
                             "peak_ratio": peak_bytes(step, device) / native_peak,
