@@ -2,6 +2,7 @@
 
     python -m studies                          everything, half an hour on two cores
     python -m studies --only layers --budget 0.2
+    python -m studies --only layers --layer ModeNorm --record     one layer anew, in the record that is there
     python -m studies --only train --device cuda
 
 Records go to studies/out/; ``--record`` puts them into the package instead, where the book reads them.
@@ -14,7 +15,7 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -56,6 +57,9 @@ def main(
     budget: Annotated[
         float, typer.Option(parser=seconds, metavar="SECONDS", help="layers: of timing for each layer and shape")
     ] = 1.0,
+    layer: Annotated[
+        list[str] | None, typer.Option(help="layers: only this one, anew among the rows recorded on this machine")
+    ] = None,
     repeats: Annotated[
         int, typer.Option(min=1, max=1000, help="mixture, train, cost: alternating runs, or epochs, of each")
     ] = 5,
@@ -64,6 +68,8 @@ def main(
 ) -> None:
     """Every layer, the mixture, the training loop and a training run, each beside its peers in one run."""
     at = _device("cpu" if only == Part.mixture else device)
+    if layer and only != Part.layers:
+        raise typer.BadParameter("expected --only layers beside it", param_hint="--layer")
     parts = [part for part in Part if part != Part.all] if only == Part.all else [only]
     given = ["--budget", str(budget), "--repeats", str(repeats), "--device", device, *["--record"] * record]
     if len(parts) > 1:  # a process each: what one leaves behind in memory is not in the next one's numbers
@@ -79,7 +85,7 @@ def main(
         # otherwise what is measured, for every layer alike, is mostly the system clearing fresh pages
         keep_freed_memory()
     run: dict[Part, Callable[[], tuple[str, list[dict[str, Any]]]]] = {
-        Part.layers: lambda: ("layer", _layers(budget, at)),
+        Part.layers: lambda: ("layer", _layers(budget, at, layer or ())),
         Part.mixture: lambda: ("mixture", _mixture(repeats)),
         Part.train: lambda: ("train", _training().run_throughput(repeats, at)),
         Part.cost: lambda: ("cost", _training().run_cost(repeats, at)),
@@ -95,7 +101,10 @@ def main(
     header = {"type": "header", "provenance": provenance(at, data), "load": load}
     name = f"cpu-{platform.machine()}-{torch.get_num_threads()}-threads" if at.type == "cpu" else _slug(at)
     path = (PACKAGE if record else HERE / "out") / f"{name}-{only}.jsonl"
-    write_lines(path, [header, *({"type": kind, **row} for row in rows)])
+    lines = [{"type": kind, **row} for row in rows]
+    if layer:
+        lines = _among(path, header, lines)
+    write_lines(path, [header, *lines])
     print(f"recorded in {path.relative_to(HERE.parent)}")
 
 
@@ -116,10 +125,32 @@ def _measure_elsewhere(arguments: list[str]) -> int:
     return subprocess.run([sys.executable, "-m", "studies", *arguments], cwd=HERE.parent, check=False).returncode
 
 
-def _layers(budget: float, device: torch.device) -> list[dict[str, Any]]:
+def _among(path: Path, header: dict[str, Any], lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The recorded lines of other layers, each with the commit that it was measured at, and these."""
+    from cnlib.training.records import read_lines
+
+    def kept_in_place(provenance: dict[str, Any]) -> dict[str, Any]:
+        return {key: provenance[key] for key in ("device", "threads", "torch")}
+
+    try:
+        before, *others = read_lines(path)
+    except OSError as error:
+        raise typer.BadParameter(f"there is no record {path.name}: measure all layers first") from error
+    was, now = kept_in_place(before["provenance"]), kept_in_place(header["provenance"])
+    if was != now:
+        raise typer.BadParameter(f"{path.name} was recorded with {was}, this is {now}: measure all layers")
+    anew = {line["layer"] for line in lines}
+    commit = before["provenance"]["commit"]
+    return [{"commit": commit, **line} for line in others if line["layer"] not in anew] + lines
+
+
+def _layers(budget: float, device: torch.device, names: Sequence[str]) -> list[dict[str, Any]]:
     from studies import layers
 
-    rows = layers.run(budget, device=device)
+    try:
+        rows = layers.run(budget, device=device, names=names)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--layer") from error
     print(layers.summarize(rows))
     return rows
 

@@ -13,7 +13,7 @@ import importlib
 import math
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -142,9 +142,18 @@ def peak_bytes(step: Step, device: torch.device) -> int:
 
 
 def run(
-    budget: float = 1.0, shapes: tuple[tuple[int, ...], ...] = SHAPES, device: torch.device | str = "cpu"
+    budget: float = 1.0,
+    shapes: tuple[tuple[int, ...], ...] = SHAPES,
+    device: torch.device | str = "cpu",
+    names: Sequence[str] = (),
 ) -> list[dict[str, Any]]:
-    """One row a layer, mode and shape. budget: seconds of timing for each."""
+    """One row a layer, mode and shape. budget: seconds of timing for each; names: of layers, () for all.
+
+    Raises ValueError for a name that is none of a layer.
+    """
+    known = [name for name, _, _ in layers((2, 8, 2, 2), "autograd")]
+    if unknown := set(names) - set(known):
+        raise ValueError(f"{', '.join(sorted(unknown))}: expected some of {', '.join(known)}")
     device = torch.device(device)
     rows = []
     for shape in shapes:
@@ -158,6 +167,8 @@ def run(
         for gradient in ("manual", "autograd"):
             for compiled in (False, True):
                 for name, layer, extra in layers(shape, gradient):
+                    if names and name not in names:
+                        continue
                     if compiled and ("naive" in name or "authors" in name):
                         continue
                     torch.compiler.reset()

@@ -21,7 +21,7 @@ def machines() -> dict[str, list[str]]:
 
 
 def measured(part: str, machine: str = "cpu-x86_64-2-threads") -> list[dict[str, Any]]:
-    """The rows of one part of the benchmarks on one machine; each carries the record's "provenance".
+    """The rows of one part of the benchmarks on one machine; each carries its "provenance".
 
     part: "layers" (one layer, forward and backward), "mixture" (the fit beside scikit-learn), "train" (images a second
     beside the usual loop), "cost" (a training run with each norm). Times are seconds unless the name says ms; compare
@@ -38,4 +38,10 @@ def measured(part: str, machine: str = "cpu-x86_64-2-threads") -> list[dict[str,
             f"run `python -m studies --only {part} --record` there"
         )
     header, *rows = read_lines(path)
-    return [{k: v for k, v in row.items() if k != "type"} | {"provenance": header["provenance"]} for row in rows]
+    found = []
+    for row in rows:
+        # rows of layers that were not measured again when others were keep the commit of their own
+        own = {"commit": row.pop("commit")} if "commit" in row else {}
+        del row["type"]
+        found.append(row | {"provenance": header["provenance"] | own})
+    return found

@@ -4,12 +4,14 @@ from dataclasses import replace
 
 import pytest
 import torch
+import typer
 from torch import nn
 
 import studies.training as bench
+from cnlib.results import measured
 from cnlib.training import Config, Trainer
-from cnlib.training.records import read_lines
-from studies import command
+from cnlib.training.records import read_lines, write_lines
+from studies import command, layers
 from studies.layers import kept_bytes, peak_bytes
 
 CPU = torch.device("cpu")
@@ -90,3 +92,39 @@ def test_the_peak_is_of_a_training_step_whatever_was_read_before(norm, data):
     before = bench.step_peak(trainer)
     trainer.run_epoch()  # ends with the test sets
     assert bench.step_peak(trainer) == pytest.approx(before, rel=0.02)
+
+
+def test_one_layer_anew_leaves_the_others_as_they_were(tmp_path, monkeypatch):
+    monkeypatch.setattr(command, "HERE", tmp_path)
+    made = [{"layer": "BatchNorm", "time_ratio": 1.0}, {"layer": "ModeNorm", "time_ratio": 4.0}]
+    monkeypatch.setattr(command, "_layers", lambda budget, device, names: made)
+    command.main(only="layers")
+    (path,) = (tmp_path / "out").glob("*-layers.jsonl")
+    first = read_lines(path)
+    first[0]["provenance"]["commit"] = "before"
+    write_lines(path, first)
+    monkeypatch.setattr(command, "_layers", lambda budget, device, names: [{"layer": "ModeNorm", "time_ratio": 1.5}])
+    command.main(only="layers", layer=["ModeNorm"])
+    header, *rows = read_lines(path)
+    assert rows == [
+        {"type": "layer", "commit": "before", "layer": "BatchNorm", "time_ratio": 1.0},
+        {"type": "layer", "layer": "ModeNorm", "time_ratio": 1.5},
+    ]
+    monkeypatch.setattr("cnlib.results.benchmarks.BENCHMARKS", path.parent)
+    read = measured("layers", path.stem.removesuffix("-layers"))
+    assert [row["provenance"]["commit"] for row in read] == ["before", header["provenance"]["commit"]]
+
+    header["provenance"]["device"] = "another"
+    write_lines(path, [header, *rows])
+    with pytest.raises(typer.BadParameter, match="another.*measure all layers"):
+        command.main(only="layers", layer=["ModeNorm"])
+    with pytest.raises(typer.BadParameter, match="--only layers"):
+        command.main(only="cost", layer=["ModeNorm"])
+    path.unlink()
+    with pytest.raises(typer.BadParameter, match="no record"):
+        command.main(only="layers", layer=["ModeNorm"])
+
+
+def test_a_layer_that_is_not_there_is_refused_by_name():
+    with pytest.raises(ValueError, match="NoNorm: expected some of BatchNorm"):
+        layers.run(names=["NoNorm"])
