@@ -19,11 +19,11 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from cnlib.data import ImageData
 from cnlib.experiments.convnet import CIFAR, METHODS, PROFILES, PUBLISHED, SEEDS, K, on
-from cnlib.norm import ContextNorm, MixtureNorm, frozen
+from cnlib.norm import ContextNorm, MixtureNorm
 from cnlib.norm.gaussians import responsibilities
 from cnlib.sweeps.experiment import Experiment, Fields, Grid
 from cnlib.training import TASKS, Trainer
@@ -43,7 +43,8 @@ class Probe(Trainer):
         super().setup(data)
         layer, gain = first_layer(self.model, self.config), self.options["gain"]
         if self.options["first_batch"]:
-            self.start_from_first_batch(layer)
+            x, batch = self.first_inputs()
+            layer.start_from(x, batch.ids)  # type: ignore[operator]
         if gain != 1:
             layer.register_forward_hook(lambda _, inputs, output: output * gain)
         if isinstance(layer, ContextNorm):
@@ -51,17 +52,6 @@ class Probe(Trainer):
             self.tests["test_average"] = replace(truth, inference="average")
             # the ids of other images: those of the next one in the batch
             self.tests["test_wrong"] = replace(truth, contexts=lambda ids: ids.roll(1))
-
-    @torch.no_grad()
-    def start_from_first_batch(self, layer: nn.Module) -> None:
-        """Mean and variance of each context from images in an order of their own."""
-        generator = torch.Generator(self.device).manual_seed(self.config.seed)
-        batch = next(self.stream(self.train, generator))
-        seen: list[Tensor] = []
-        watch = layer.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
-        with watch, frozen(self.model):
-            self.logits(self.model, batch)
-        layer.start_from(seen[0], batch.ids)  # type: ignore[operator]
 
     def conclude(self) -> dict[str, Any]:
         """The usual readings; of MN also how far its responsibilities are from 0 and 1 and the second moment of what it

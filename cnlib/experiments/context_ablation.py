@@ -8,7 +8,8 @@ wrong: `cn-channels-label-10-0.25`. The task, `cnlib.training.Worth`, reads wron
 
 quality     from the label (groups of classes), from the image (clusters of colors, a mixture on pixels, clusters of a
             network's features), and at random
-learned     mode normalization and gated CN, beside contexts that are given; on MNIST with SVHN there are two domains
+learned     mode normalization and gated CN, beside contexts that are given; on MNIST with SVHN there are two domains;
+            `-kmeans` starts their gates from clusters
 other-data  Tiny ImageNet at 32 by 32, and MNIST with SVHN, whose contexts are the sets
 """
 
@@ -60,6 +61,8 @@ METHODS: dict[str, Fields] = {
     **{f"mode-{count}": gated("mode", count) for count in (2, 4)},
     "gated-4": gated("gated", 4, balance=BALANCE),
     "gated-4-hard": gated("gated", 4, balance=BALANCE, hard=True),
+    "mode-4-kmeans": gated("mode", 4, kmeans=True),
+    "gated-4-kmeans": gated("gated", 4, balance=BALANCE, kmeans=True),
     "mode-channels-4": gated("mode", 4, "input"),
     "gated-channels-4": gated("gated", 4, "input", balance=BALANCE),
 }
@@ -120,6 +123,7 @@ QUALITY = (
 )
 FOUND = ("mode-2", "mode-4", "gated-4", "gated-4-hard")
 LEARNED = ("bn", *FOUND, "cn-features-4", "cn-label-2")
+STARTED = ("mode-4-kmeans", "gated-4-kmeans")
 # declared before the first recorded run: {claim: (which runs, {place: pair of methods}, readings of the two)}
 LAST = "test_reestimated"
 PRIMARY: dict[str, tuple[Fields, dict[str, tuple[str, str]], tuple[str, str]]] = {
@@ -173,6 +177,7 @@ EXPERIMENT = Experiment(
             Grid(LEARNED, (C10,)),
             Grid((*LEARNED, "cn-domain"), (DOMAINS,)),
             Grid(("mode-channels-4", "gated-channels-4", "cn-channels-features-4"), (C10, DOMAINS)),
+            Grid(STARTED, (C10, DOMAINS)),
         ),
         "other-data": (
             Grid(("bn", *images("cn-channels", ("color", 10), ("random", 10))), (TINY,), NOT_DIGITS),

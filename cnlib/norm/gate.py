@@ -7,15 +7,21 @@ from torch import Tensor, nn
 
 from cnlib.norm.arithmetic import no_autocast, wide_type, widen
 from cnlib.norm.calling import by_hand
+from cnlib.norm.gaussians import em_step, start_means
 
 # Everywhere below: x (N, C, L), weight (K, C), bias (K,), gates (N, K), whose rows sum to 1.
 
 
+def logits_of(pooled: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """W p + b (N, K), of p (N, C), the mean of a sample over its positions. Deecke et al. (2019), section 3.2."""
+    with no_autocast(pooled):
+        return torch.matmul(pooled, weight.t()) + bias
+
+
 def gate_logits(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-    """W p + b (N, K), and p (N, C), the mean of a sample over its positions. Deecke et al. (2019), section 3.2."""
+    """``logits_of`` x, and the means p (N, C) that they are of."""
     pooled = widen(x).mean(-1)
-    with no_autocast(x):
-        return torch.matmul(pooled, weight.t()) + bias, pooled
+    return logits_of(pooled, weight, bias), pooled
 
 
 class GateLogits(torch.autograd.Function):
@@ -63,6 +69,25 @@ class Gate(nn.Module):
         nn.init.normal_(self.weight, mean=1 / len(self.bias), std=0.01)
         nn.init.zeros_(self.bias)
 
+    @torch.no_grad()
+    def start_from(self, x: Tensor, eps: float) -> None:
+        """Gates of clusters: k-means on the means p of the samples of x, N > K, with centers c_k, and
+
+            g_k = softmax_k of - |p - c_k|^2 / (2 s)        W_k = (c_k - c) / s    b_k = - (c_k - c) (c_k + c) / (2 s)
+
+        with c the mean of the centers and s the mean squared distance of a sample to its center, plus eps. So gates are
+        the surer the further apart clusters are, and clusters that are none give gates that are not sure.
+        Random numbers are torch's own. Raises ValueError where there are not more samples than gates.
+        """
+        pooled, k = widen(x).mean(-1), len(self.bias)
+        if len(pooled) <= k:
+            raise ValueError(f"start_from: {len(pooled)} samples for {k} clusters, expected more; use a larger batch")
+        centers = k_means(pooled, k)
+        distance = torch.cdist(pooled, centers, compute_mode="donot_use_mm_for_euclid_dist").square()
+        scale, middle = distance.amin(1).mean() + eps, centers.mean(0)
+        self.weight.copy_((centers - middle) / scale)
+        self.bias.copy_(-((centers - middle) * (centers + middle)).sum(1) / (2 * scale))
+
     def logits(self, x: Tensor, gradient: str) -> Tensor:
         """(N, K) of x (N, C, L)."""
         run = GateLogits.apply if by_hand(gradient) else gate_logits
@@ -71,6 +96,19 @@ class Gate(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{self.weight.shape[1]}, {len(self.bias)}"
+
+
+def k_means(points: Tensor, count: int, steps: int = 50) -> Tensor:
+    """Lloyd's k-means on points (N, C) from k-means++: centers (K, C), after ``steps`` at most."""
+    centers = start_means(points.unsqueeze(2), count)
+    for _ in range(steps):
+        nearest = torch.cdist(points, centers, compute_mode="donot_use_mm_for_euclid_dist").argmin(1)
+        held = torch.nn.functional.one_hot(nearest, count).to(points.dtype).unsqueeze(2)  # (N, K, 1)
+        _, moved, _ = em_step(points.unsqueeze(2), held, centers, centers)
+        if torch.equal(moved, centers):
+            break
+        centers = moved
+    return centers
 
 
 def entropy(gates: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from cnlib.norm.arithmetic import narrow, no_autocast, of_nothing, product_, wid
 from cnlib.norm.calling import by_hand, drop_in
 from cnlib.norm.checks import check_eps, check_gradient, check_input, check_number, check_positive
 from cnlib.norm.gate import Gate
-from cnlib.norm.gaussians import mix
+from cnlib.norm.gaussians import mix, mixture_moments
 from cnlib.norm.index_sets import samples
 from cnlib.norm.mixture import mixture_affine
 
@@ -76,7 +76,7 @@ class GatedContextNorm(nn.Module):
     goes on. Evaluation takes the largest logit.
 
     With equal contexts y does not depend on the gates, which then have no gradient: a saddle, where all of them stay
-    equal. So means start as N(0, 0.1^2).
+    equal. So means start as N(0, 0.1^2); ``start_from`` starts from clusters of a batch.
     Raises ValueError / TypeError for wrong shapes and types. Source: eq. (5), French paper; (8), ICDM paper; gates of
     Deecke et al. (2019); straight-through: Jang et al. (2017).
     """
@@ -113,6 +113,21 @@ class GatedContextNorm(nn.Module):
         """Gates nearly equal, means a little apart, variances 1."""
         self.gate.reset_parameters()
         self._reset_moments()
+
+    @torch.no_grad()
+    def start_from(self, x: Tensor) -> None:
+        """Start the gates from clusters of the samples of a first batch x (N, C, *), N > K: see ``Gate.start_from``.
+
+        Contexts start from the moments of this batch, weighted by these gates, with eps in the variance: so the layer
+        starts as mode normalization of it. Source: ours.
+        """
+        check_input(x, self.num_features, "GatedContextNorm")
+        flat = samples(widen(x))
+        self.gate.start_from(flat, self.eps)
+        gates = self.gate.logits(flat, self.gradient).softmax(1)
+        _, mean, var = mixture_moments(flat, gates.unsqueeze(2))
+        self.mean.copy_(mean)
+        self.log_var.copy_((var + self.eps).log())
 
     def moments(self) -> tuple[Tensor, Tensor]:
         """Mean and variance of every context, (K, C) each, in float32 at least."""

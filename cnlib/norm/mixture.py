@@ -179,12 +179,9 @@ def normalize_and_track(
     weight: Tensor | None,
     bias: Tensor | None,
     group: ProcessGroup | None,
-    priors: Tensor | None = None,
 ) -> Tensor:
-    """``normalize_mixture`` of a layer's batch x (N, C, *) under tau; in training its running mixture moves.
-
-    priors: None for the shares of the mass of tau, (K,), by which the running priors move in any case.
-    """
+    """``normalize_mixture`` of a layer's batch x (N, C, *) under tau, with the shares of the mass of tau, (K,), for
+    priors; in training its running mixture moves."""
     own = x.shape[0] * positions(x)
     m: Tensor | int = own
     shares = tau.transpose(0, 1).flatten(1).mean(1)
@@ -193,8 +190,7 @@ def normalize_and_track(
     if group is not None:
         held, squares, m = total(group, held, squares, tau.new_full((), own))
         shares = held[:, 0] / m
-    priors = shares if priors is None else priors
-    y, mean, var = normalize_mixture(x, tau, priors, weight, bias, layer.eps, layer.gradient, group)
+    y, mean, var = normalize_mixture(x, tau, shares, weight, bias, layer.eps, layer.gradient, group)
     if layer.training and layer.track_running_stats and not in_backward():
         layer.update_running(mean, var, m, shares, equal_values(held, squares))
     return y

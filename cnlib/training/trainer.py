@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from cnlib.data import ImageData
-from cnlib.norm import use_context
+from cnlib.norm import frozen, use_context
 from cnlib.norm.arithmetic import widen
 from cnlib.training import checkpoint, distributed
 from cnlib.training.augment import View, usual_view
@@ -115,6 +115,18 @@ class Trainer:
             generator = torch.Generator(self.device).manual_seed(self.config.seed)
             batch = next(self.stream(self.train, generator, [()], batch_size=min(count, len(self.train))))
             first_layer(self.model, self.config).start_from(batch.x, batch.ids)  # type: ignore[operator]
+
+    @torch.no_grad()
+    def first_inputs(self) -> tuple[Tensor, Batch]:
+        """What the layer under test gets of a batch of training images in an order of their own, and the batch, the
+        same in every process. Nothing of the network moves."""
+        generator = torch.Generator(self.device).manual_seed(self.config.seed)
+        batch = next(self.train.shuffled(self.config.batch_size, generator, [usual_view(self.config)]))
+        seen: list[Tensor] = []
+        layer = first_layer(self.model, self.config)
+        with layer.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0])), frozen(self.model):
+            self.logits(self.model, batch)
+        return seen[0], batch
 
     def split(
         self, data: ImageData, part: str, statistics: tuple[Tensor, Tensor], chosen: slice = slice(None)

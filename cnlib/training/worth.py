@@ -42,7 +42,8 @@ class Worth(Told):
     Contexts "features" are clusters of what the last layer gets in the same network of the same seed with none but its
     own norm layers, which is trained for it where this process has not done so yet.
     balance: weight of the loss `imbalance` of the gates of the layer under test. hard: of gated context norm, one
-    context a sample, drawn at a temperature that falls from `hot` to `cold` over the run by equal factors.
+    context a sample, drawn at a temperature that falls from `hot` to `cold` over the run by equal factors. kmeans:
+    gates start from clusters of what the layer under test gets of a first batch.
 
     Recorded after each epoch, of a layer with gates, over the test images: "gate_number", the exponential of the
     entropy of their mean; "gate_entropy", their mean entropy in nats; "gate_class_bits", mutual information of the
@@ -58,7 +59,15 @@ class Worth(Told):
     where there is none.
     """
 
-    OPTIONS = {"frozen": False, "predict": False, "balance": 0.0, "hard": False, "hot": 2.0, "cold": 0.5}
+    OPTIONS = {
+        "frozen": False,
+        "predict": False,
+        "balance": 0.0,
+        "hard": False,
+        "hot": 2.0,
+        "cold": 0.5,
+        "kmeans": False,
+    }
 
     def build(self, data: ImageData) -> nn.Module:
         model = super().build(data)
@@ -67,8 +76,9 @@ class Worth(Told):
             if not hasattr(layer, "hard"):
                 raise ValueError(f"options: hard is of gated context norm, not of norm {self.config.norm!r}")
             layer.hard = True  # type: ignore[assignment]
-        if self.options["balance"] and not hasattr(layer, "gate"):
-            raise ValueError(f"options: balance is of layers with gates, and norm {self.config.norm!r} has none")
+        for name in ("balance", "kmeans"):
+            if self.options[name] and not hasattr(layer, "gate"):
+                raise ValueError(f"options: {name} is of layers with gates, and norm {self.config.norm!r} has none")
         return model
 
     def find_contexts(self, data: ImageData, soft: bool) -> dict[str, Tensor]:
@@ -99,6 +109,8 @@ class Worth(Told):
     def setup(self, data: ImageData) -> None:
         super().setup(data)
         self.plus = None
+        if self.options["kmeans"]:
+            first_layer(self.model, self.config).start_from(self.first_inputs()[0])  # type: ignore[operator]
         if self.config.contexts == "label":  # also where so many are wrong that nothing tells it any more
             self.superclass = torch.tensor(LABEL_GROUPS[self.config.num_contexts], device=self.device)
 

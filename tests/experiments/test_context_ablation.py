@@ -5,7 +5,7 @@ import pytest
 
 from cnlib import results
 from cnlib.experiments import EXPERIMENTS
-from cnlib.experiments.context_ablation import EVEN, FOUND, PRIMARY
+from cnlib.experiments.context_ablation import EVEN, FOUND, PRIMARY, STARTED
 from cnlib.sweeps import sweep
 from cnlib.training.loop import fetch
 from cnlib.training.worth import RATES
@@ -36,6 +36,9 @@ def test_methods_differ_in_their_contexts_and_layer_only():
         assert {key for key in plain if plain[key] != other[key]} <= told
     assert dict(WORTH.config("gated-4-hard").options) == {"balance": 0.01, "hard": True}
     assert not WORTH.config("mode-4").options
+    for name in STARTED:
+        plain = dict(WORTH.config(name.removesuffix("-kmeans")).options)
+        assert dict(WORTH.config(name).options) == plain | {"kmeans": True}
 
 
 def test_quality_is_forty_cells_at_most_the_most_telling_first():

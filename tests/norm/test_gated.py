@@ -109,6 +109,19 @@ def test_the_start_is_no_saddle():
     assert not fresh.log_var.any()
 
 
+@pytest.mark.parametrize("hard", [False, True])
+def test_from_a_batch_it_starts_as_mode_norm_of_it(hard):
+    layer, x = cnlib.GatedContextNorm(3, 2, eps=1e-9, hard=hard).double(), double((12, 3, 4), 0, shift=2)
+    layer.start_from(x)
+    gates = layer.gate.logits(x, "manual").softmax(1)
+    assert (gates - 0.5).abs().max() > 0.1
+    if not hard:
+        assert_same(layer(x), F.mode_norm(x, gates, 1e-9), atol=1e-6, rtol=1e-6)
+    (layer(x) * double((12, 3, 4), 1)).sum().backward()
+    assert layer.gate.weight.grad.abs().max() > 1e-2
+    assert not layer.mean.grad.isnan().any()
+
+
 class TestHard:
     x = double((64, 4, 3), 0)
 

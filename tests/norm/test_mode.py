@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 
 import cnlib
 from cnlib.norm.gate import GateLogits, effective_number, entropy, imbalance
+from cnlib.norm.mode import Modes
 
 F = cnlib.functional
 
@@ -209,3 +210,81 @@ def test_one_value_a_channel_is_refused_in_training_only():
         layer(torch.zeros(1, 3, 1, 1))
     layer(torch.randn(4, 3))
     assert layer.eval()(torch.zeros(1, 3, 1, 1)).isfinite().all()
+
+
+def test_equal_gates_have_no_gradient():
+    """A saddle: modes that are equal make the same output, whatever the gates."""
+    layer = cnlib.ModeNorm(3, 2).double()
+    torch.nn.init.ones_(layer.gate.weight)
+    _, _, grads = run(layer, double((6, 3, 4), 0))
+    assert_same(grads["gate.weight"], torch.zeros(2, 3).double(), atol=1e-12, rtol=0)
+    layer.start_from(double((6, 3, 4), 0))
+    assert run(layer, double((6, 3, 4), 0))[2]["gate.weight"].abs().max() > 1e-3
+
+
+class TestStartFromABatch:
+    def test_gates_find_clusters(self):
+        x, which = two_domains(0)
+        layer = cnlib.ModeNorm(3, 2).double()
+        assert (layer.gates(x) - 0.5).abs().max() < 0.2
+        layer.start_from(x)
+        found = layer.gates(two_domains(1)[0]).argmax(1)
+        assert torch.equal(found, which) or torch.equal(found, 1 - which)
+        assert layer.gates(x).amax(1).min() > 0.99
+
+    @settings(max_examples=20)
+    @given(seed=seeds, k=st.integers(1, 4))
+    def test_they_are_what_the_formula_says(self, seed, k):
+        """Of the means of the clusters that are found, and of the distance to them."""
+        torch.manual_seed(seed)
+        x = double((20, 3, 4), seed, shift=5)
+        layer, pooled = cnlib.ModeNorm(3, k).double(), x.mean(2)
+        layer.start_from(x)
+        gates = layer.gates(x)
+        which = gates.argmax(1)
+        assume(len(which.unique()) == k)
+        centers = torch.stack([pooled[which == j].mean(0) for j in range(k)])
+        distance = (pooled[:, None] - centers).square().sum(2)
+        assert torch.equal(distance.argmin(1), which)
+        assert_same(gates, (-distance / (2 * (distance.amin(1).mean() + 1e-5))).softmax(1))
+
+    def test_clusters_that_are_none_give_gates_that_are_not_sure(self):
+        layer, x = cnlib.ModeNorm(8, 4).double(), double((256, 8, 3), 0)
+        torch.manual_seed(0)
+        layer.start_from(x)
+        gates = layer.gates(x)
+        assert effective_number(gates) > 3 and gates.amax(1).mean() < 0.6
+        assert gates.std(0).min() > 0.03  # nor equal
+
+    def test_one_mode_stays_batch_norm(self):
+        layer, x = cnlib.ModeNorm(3, 1).double(), double((6, 3, 4), 0)
+        layer.start_from(x)
+        assert_same(layer(x), cnlib.BatchNorm(3).double()(x))
+
+    def test_only_gates_move(self):
+        layer, x = layer_of(3), double((6, 3, 4), 0)
+        before = copy.deepcopy(layer.state_dict())
+        layer.start_from(x)
+        assert {key for key, value in layer.state_dict().items() if not torch.equal(value, before[key])} == {
+            "gate.weight",
+            "gate.bias",
+        }
+
+    def test_samples_that_are_all_the_same_are_no_clusters(self):
+        layer, x = cnlib.ModeNorm(3, 2), torch.ones(6, 3, 4)
+        layer.start_from(x)
+        assert_same(layer.gates(x), torch.full((6, 2), 0.5))
+
+    def test_too_few_samples_are_refused(self):
+        with pytest.raises(ValueError, match="start_from: 2 samples for 2 clusters, expected more"):
+            cnlib.ModeNorm(3, 2).start_from(torch.zeros(2, 3, 4))
+
+
+@settings(max_examples=10)
+@given(shape=shapes, k=st.integers(1, 3), seed=seeds)
+def test_gradients_through_the_gates_and_moments_it_returns(shape, k, seed):
+    def function(x, gates, weight, bias):
+        return Modes.apply(x, gates, None, None, weight, bias, None, None, 1e-2)
+
+    x, c = double(shape, seed).reshape(*shape[:2], -1), shape[1]
+    check_gradients(function, x, draw_tau(shape[0], k, (), seed), double((c,), 3), double((c,), 4))

@@ -209,6 +209,7 @@ def test_features_are_those_of_the_network_without_contexts():
     [
         ("bn", {"options": {"hard": True}}, "hard is of gated context norm, not of norm 'bn'"),
         ("bn", {"options": {"balance": 0.1}}, "balance is of layers with gates, and norm 'bn' has none"),
+        ("bn", {"options": {"kmeans": True}}, "kmeans is of layers with gates, and norm 'bn' has none"),
         ("cn-features-4", {"task": "classify"}, "features.*set task='worth'"),
         ("cn-label-2", {"num_contexts": 3}, "num_contexts=3: expected one of 2, 5, 10, 20"),
     ],
@@ -232,3 +233,19 @@ def test_a_run_goes_on_bit_for_bit(tmp_path, monkeypatch, method):
     assert again.status == "finished" and not worth.FEATURES
     for name in ("train_loss", "test_accuracy"):
         np.testing.assert_array_equal(whole.curve(name), again.curve(name))
+
+
+@pytest.mark.parametrize("method", ["mode-4", "gated-4"])
+def test_gates_may_start_from_clusters_of_what_the_layer_gets(method):
+    plain, started = trainer(method), trainer(f"{method}-kmeans")
+    x, batch = started.first_inputs()
+    torch.testing.assert_close(x, plain.first_inputs()[0])
+    assert x.shape[:2] == (64, first_layer(started.model, started.config).num_features)
+    gates = {one: soft_gates(first_layer(one.model, one.config), x).detach() for one in (plain, started)}
+    assert 2 * gates[plain].std(0).max() < gates[started].std(0).min()
+    # nothing else has moved: other weights, running statistics, the order of the images
+    ours, theirs = started.model.state_dict(), plain.model.state_dict()
+    moved = {key for key in ours if not torch.equal(ours[key], theirs[key])}
+    own = {"mode-4": set(), "gated-4": {"norm3.mean", "norm3.log_var"}}[method]
+    assert moved == own | {"norm3.gate.weight", "norm3.gate.bias"}
+    assert torch.equal(next(plain.batches()).labels, next(started.batches()).labels)
