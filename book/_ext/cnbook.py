@@ -1,4 +1,4 @@
-"""The book's Sphinx extension: a cache that knows the package, MathJax offline, the repository's address."""
+"""The book's Sphinx extension: a cache that knows the package, MathJax offline, lazy figures, the forge's address."""
 
 import hashlib
 import os
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from address import resolve
+from images import lazy_figures
 from jupyter_cache import get_cache
 from layers import NormLayers
 from setup_cell import stamp
@@ -147,6 +148,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.connect("config-inited", configure)
     app.connect("builder-inited", copy_mathjax)
     app.connect("html-page-context", add_buttons, priority=502)  # the theme makes its own at 501
+    app.connect("html-page-context", lazy_figures)
     app.connect("autodoc-process-docstring", plain_docstrings)
     app.connect("build-finished", stamp_notebooks)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
