@@ -121,7 +121,7 @@ def split_by_class(data: ImageData, held_out: int, seed: int) -> ImageData:
             "least to test and two to train on"
         )
     tested = np.random.default_rng(seed).permutation(whole)[:held_out]
-    arrays = {}
+    arrays: dict[str, np.ndarray] = {}
     for part, classes in (("train", np.setdiff1d(whole, tested)), ("test", tested)):
         kept = np.isin(labels, classes)
         arrays |= {f"{part}_images": images[kept], f"{part}_labels": labels[kept], f"{part}_domains": domains[kept]}
