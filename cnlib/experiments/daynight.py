@@ -50,7 +50,7 @@ PUBLISHED: Fields = {
 TINY: dict[str, Any] = {"held_out": 10, "dim": 48, "depth": 2, "hidden": 96}
 PHOTOS: Fields = {"dataset": "photo-places", "crop": 2, "warmup": 20}
 PROFILES: dict[str, Fields] = {
-    "smoke": {**PHOTOS, "epochs": 2, "batch_size": 8, "warmup": 2, "options": {**TINY, "steps": 4}},
+    "smoke": {**PHOTOS, "epochs": 2, "batch_size": 8, "warmup": 2, "options": {**TINY, "steps": 4, "held_out": 4}},
     "book": {**PHOTOS, "lr": 2e-3, "batch_size": 16, "epochs": 8, "options": {**TINY, "steps": 25}},
     "reduced": {"epochs": 12, "warmup": 60, "batch_size": 16, "options": {"depth": 2}},  # 600 steps
     "narrow": {},
