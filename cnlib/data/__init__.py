@@ -2,7 +2,8 @@
 
 One folder a data set, ``$CNLIB_DATA/<name>/{train,test}_{images,labels}.npy`` (default: the user's cache folder), with
 ``{train,test}_domains.npy`` where images come from several places; a folder somebody else has put there loads under its
-own name. ``digits`` needs neither folder nor network. ``cifar100+mnist`` is both sets as one, with two domains.
+own name. ``digits`` and ``photo-places`` need neither folder nor network; ``daynight`` cannot be downloaded and is read
+from ``$CNLIB_DATA/daynight_amos``. ``cifar100+mnist`` is both sets as one, with two domains.
 """
 
 from cnlib.data.blend import load_blend
@@ -14,8 +15,9 @@ __all__ = ["EMBEDDED", "SOURCES", "ImageData", "folder_of", "load", "names", "ro
 
 
 def load(name: str) -> ImageData:
-    """The data set `name`: one in ``cnlib.data.EMBEDDED`` (``digits``), one in ``cnlib.data.SOURCES``, a folder under
-    ``$CNLIB_DATA``, or several of them joined with "+", which are blended in memory (``cnlib.data.blend``).
+    """The data set `name`: one in ``cnlib.data.EMBEDDED`` (``digits``, ``photo-places``), one in
+    ``cnlib.data.SOURCES``, a folder under ``$CNLIB_DATA``, or several of them joined with "+", which are blended in
+    memory (``cnlib.data.blend``).
 
     Images are uint8 (N, H, W, C), memory-mapped where they come from disk; labels are int64 (N,).
     A blend brings images to one shape, shares labels where the class names are equal (a folder without classes.json has
@@ -40,7 +42,7 @@ def load(name: str) -> ImageData:
         check_writable(folder, name)
         arrays, classes = source.fetch(name, folder)
         try:
-            write_folder(folder, arrays, source.classes or classes)
+            write_folder(folder, arrays, source.classes or classes, source.domains)
         except OSError as error:
             raise OSError(
                 f"{name} could not be written to {folder} ({error}): make room, or set CNLIB_DATA to another folder"

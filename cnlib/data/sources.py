@@ -1,4 +1,5 @@
-"""Where each data set comes from: one row a data set. Downloads are torchvision's, which checks their MD5 sums."""
+"""Where each data set comes from: one row a data set. Downloads are torchvision's, which checks their MD5 sums; what
+has no download is read from a folder beside (`cnlib.data.daynight`)."""
 
 from __future__ import annotations
 
@@ -14,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from cnlib.data.daynight import CAMERAS, TIMES, amos, photo_places
 from cnlib.data.images import ImageData
 
 Fetched = tuple[dict[str, np.ndarray], tuple[str, ...]]
@@ -23,12 +25,16 @@ SILENCE = 30.0  # seconds
 
 @dataclass(frozen=True)
 class Source:
-    """How to get a data set. `fetch(name, folder)` returns its arrays and class names; `folder` is for messages."""
+    """How to get a data set. `fetch(name, folder)` returns its arrays and class names; `folder` is for messages.
+
+    domains: their names, where the images come from several places.
+    """
 
     shape: tuple[int, int, int]
     count: int
     fetch: Callable[[str, Path], Fetched]
     classes: tuple[str, ...] = ()
+    domains: tuple[str, ...] = ()
 
 
 def torchvision_sets(dataset: str, splits: tuple[dict[str, Any], dict[str, Any]]) -> Callable[[str, Path], Fetched]:
@@ -145,7 +151,7 @@ def digits() -> ImageData:
 
 
 # the sets that need neither folder nor network
-EMBEDDED: dict[str, Callable[[], ImageData]] = {"digits": digits}
+EMBEDDED: dict[str, Callable[[], ImageData]] = {"digits": digits, "photo-places": photo_places}
 
 TRAIN_FLAG = ({"train": True}, {"train": False})
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -158,4 +164,5 @@ SOURCES = {
     "fashion-mnist": Source((28, 28, 1), 10, torchvision_sets("FashionMNIST", TRAIN_FLAG), FASHION),
     "svhn": Source((32, 32, 3), 10, torchvision_sets("SVHN", ({"split": "train"}, {"split": "test"})), TEN),
     "tiny-imagenet": Source((64, 64, 3), 200, tiny_imagenet),
+    "daynight": Source((48, 64, 3), CAMERAS, amos, domains=TIMES),
 }

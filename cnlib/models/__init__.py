@@ -12,9 +12,15 @@ from collections.abc import Callable
 from torch import nn
 
 from cnlib.models.convnet import ConvNet
+from cnlib.models.siamese import Siamese
 from cnlib.models.vit import ViT
 from cnlib.models.wide_resnet import WideResNet
 
-__all__ = ["MODELS", "ConvNet", "ViT", "WideResNet"]
+__all__ = ["MODELS", "ConvNet", "Siamese", "ViT", "WideResNet"]
 
-MODELS: dict[str, Callable[..., nn.Module]] = {"convnet": ConvNet, "vit": ViT, "wide-resnet": WideResNet}
+MODELS: dict[str, Callable[..., nn.Module]] = {
+    "convnet": ConvNet,
+    "siamese": Siamese,
+    "vit": ViT,
+    "wide-resnet": WideResNet,
+}

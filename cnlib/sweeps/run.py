@@ -117,7 +117,8 @@ def remembering(function: Callable[[str], ImageData]) -> Callable[[str], ImageDa
 
 
 def estimate(config: Config, device: str = "cpu", data: ImageData | None = None) -> float:
-    """Seconds this run will take here, without fitting contexts: two steps are timed on the device, and scaled up.
+    """Seconds this run will take here, without fitting contexts: two steps are timed on the device, and scaled up; or
+    an epoch, of a task that needs all images (`Trainer.WHOLE`).
 
     data: instead of ``cnlib.data.load(config.dataset)``, whose errors are raised.
     """
@@ -128,6 +129,8 @@ def estimate(config: Config, device: str = "cpu", data: ImageData | None = None)
     held_out = min(config.validation, config.batch_size)
     trained = len(whole.train_labels) - config.validation
     few = min(trained, 2 * config.batch_size) + held_out, min(len(whole.test_labels), config.batch_size)
+    if TASKS[config.task].WHOLE:
+        few = len(whole.train_labels), len(whole.test_labels)
     part = whole.subset(*few)
     small = replace(config, train_size=few[0], test_size=few[1], validation=held_out)
     trainer = TASKS[config.task](small, part, torch.device(device))

@@ -6,6 +6,7 @@ from cnlib.training.build import check
 from cnlib.training.checkpoint import Busy
 from cnlib.training.config import Config
 from cnlib.training.loop import train
+from cnlib.training.pairs import Pairs
 from cnlib.training.readings import TestSet
 from cnlib.training.records import Run, read
 from cnlib.training.told import Told
@@ -19,6 +20,7 @@ __all__ = [
     "Blended",
     "Busy",
     "Config",
+    "Pairs",
     "Run",
     "TestSet",
     "Told",

@@ -28,8 +28,9 @@ def factor(schedule: str, warmup: int, step: int, steps: float) -> float:
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Give every group the rate; groups of `adamw-tfa` keep a decay that does not depend on it (see build.py)."""
+    """Give every group the rate, times the group's "factor" where it has one; groups of `adamw-tfa` keep a decay that
+    does not depend on it (see build.py)."""
     for group in optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = rate * group.get("factor", 1.0)
         if "decay" in group:
             group["weight_decay"] = group["decay"] / rate if rate else 0.0

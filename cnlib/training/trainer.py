@@ -32,6 +32,7 @@ class Trainer:
 
     OPTIONS             {name: default} of the configuration's options that are its own; `self.options` has the values
     HEADLINE            the metric by which a run is judged, of its best epoch too; of a loss the least is best
+    WHOLE               whether it cannot do with a part of the images, to be timed
     build, parameters   its network; what of it the optimizer gets, in groups where they differ
     find_contexts       where contexts come from
     setup               its streams and test sets, and every torch.Generator it draws from, as attributes of its own
@@ -47,6 +48,7 @@ class Trainer:
 
     OPTIONS: ClassVar[Mapping[str, Any]] = {}
     HEADLINE: ClassVar[str] = "test_accuracy"
+    WHOLE: ClassVar[bool] = False
 
     def __init__(
         self, config: Config, data: ImageData, device: torch.device, state: dict[str, Any] | None = None
