@@ -164,12 +164,14 @@ def normalize_modes(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """``modes`` on (N, C, *) inputs in any floating type: y like x, the gates, and mean and variance of each mode."""
     dtype = wide_type(x)
-    args: list[Any] = [None if t is None else t.to(dtype) for t in (gates, gate_weight, gate_bias, weight, bias)]
+    args: tuple[Any, ...] = (gates, gate_weight, gate_bias, weight, bias)
+    args = (samples(x), *(None if t is None else t.to(dtype) for t in args))
     running = None if running is None else (running[0].to(dtype), running[1].to(dtype))
     if by_hand(gradient):
-        found = Modes.apply(samples(x), *args, *(running or (None, None)), eps, group)
+        found = Modes.apply(*args, *(running or (None, None)), eps, group)
     else:
-        found = modes(samples(x), *args, running, eps, group)
+        args = (*args, running, eps, group)
+        found = modes(*args)
     y, gates, _, _, mean, var = found
     return y.reshape(x.shape), gates, mean, var
 
