@@ -226,6 +226,7 @@ def test_data_commands(tmp_path, monkeypatch):
     data.write_folder(tmp_path / "mine", arrays, ("a", "b"))
     listed = {line.split()[0]: line.split(maxsplit=1)[1] for line in cnlib("data", "list").splitlines()[1:]}
     assert listed["mine"] == listed["digits"] == "here" and listed["cifar10"] == "to be fetched"
+    assert listed["daynight"] == "to be put there by hand"
     assert "4 + 4 images of 8x8x1" in cnlib("data", "fetch", "mine")
     assert "4 files as converted" in cnlib("data", "verify", "mine", "digits")
     with open(tmp_path / "mine" / "test_labels.npy", "r+b") as file:

@@ -33,8 +33,9 @@ def list_data() -> None:
         raise typer.Exit(WRONG) from error
     typer.echo(f"in {root} (set CNLIB_DATA for another place)")
     for name in names:
+        missing = "to be put there by hand" if name in data.SOURCES and data.SOURCES[name].by_hand else "to be fetched"
         here = name in data.EMBEDDED or (root / name).is_dir()
-        typer.echo(f"{name:<20}{'here' if here else 'to be fetched'}")
+        typer.echo(f"{name:<20}{'here' if here else missing}")
 
 
 @data_app.command()

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -121,7 +122,7 @@ def split_by_class(data: ImageData, held_out: int, seed: int) -> ImageData:
             "least to test and two to train on"
         )
     tested = np.random.default_rng(seed).permutation(whole)[:held_out]
-    arrays: dict[str, np.ndarray] = {}
+    arrays: dict[str, Any] = {}
     for part, classes in (("train", np.setdiff1d(whole, tested)), ("test", tested)):
         kept = np.isin(labels, classes)
         arrays |= {f"{part}_images": images[kept], f"{part}_labels": labels[kept], f"{part}_domains": domains[kept]}

@@ -27,7 +27,7 @@ SILENCE = 30.0  # seconds
 class Source:
     """How to get a data set. `fetch(name, folder)` returns its arrays and class names; `folder` is for messages.
 
-    domains: their names, where the images come from several places.
+    domains: their names, where the images come from several places. by_hand: there is no download.
     """
 
     shape: tuple[int, int, int]
@@ -35,6 +35,7 @@ class Source:
     fetch: Callable[[str, Path], Fetched]
     classes: tuple[str, ...] = ()
     domains: tuple[str, ...] = ()
+    by_hand: bool = False
 
 
 def torchvision_sets(dataset: str, splits: tuple[dict[str, Any], dict[str, Any]]) -> Callable[[str, Path], Fetched]:
@@ -164,5 +165,5 @@ SOURCES = {
     "fashion-mnist": Source((28, 28, 1), 10, torchvision_sets("FashionMNIST", TRAIN_FLAG), FASHION),
     "svhn": Source((32, 32, 3), 10, torchvision_sets("SVHN", ({"split": "train"}, {"split": "test"})), TEN),
     "tiny-imagenet": Source((64, 64, 3), 200, tiny_imagenet),
-    "daynight": Source((48, 64, 3), CAMERAS, amos, domains=TIMES),
+    "daynight": Source((48, 64, 3), CAMERAS, amos, domains=TIMES, by_hand=True),
 }
