@@ -16,6 +16,7 @@ from images import lazy_figures
 from jupyter_cache import get_cache
 from layers import NormLayers
 from setup_cell import stamp
+from side_by_side import execute
 from sphinx.application import Sphinx
 from sphinx.config import Config
 from sphinx.util import logging
@@ -147,6 +148,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.add_directive("norm-layers", NormLayers)
     app.connect("config-inited", configure)
     app.connect("builder-inited", copy_mathjax)
+    app.connect("env-before-read-docs", execute)
     app.connect("html-page-context", add_buttons, priority=502)  # the theme makes its own at 501
     app.connect("html-page-context", lazy_figures)
     app.connect("autodoc-process-docstring", plain_docstrings)
