@@ -58,6 +58,17 @@ def test_no_roles_in_notebooks(path: Path) -> None:
     assert not re.findall(r"\{[a-z:]+\}`", text), "Colab shows MyST roles raw; use a plain link"
 
 
+@pytest.mark.parametrize("path", [*NOTEBOOKS, *sorted((ROOT / "book").glob("*.md"))], ids=lambda path: path.stem)
+def test_a_numbered_formula_breaks_its_lines_with_cr(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    if path.suffix == ".ipynb":
+        text = "\n\n".join(cell.source for cell in nbformat.read(path, 4).cells if cell.cell_type == "markdown")
+    numbered = [formula for formula in re.findall(r"\$\$(.*?)\$\$", text, re.DOTALL) if r"\tag" in formula]
+    assert not [formula for formula in numbered if r"\\" in formula], (
+        r"the page puts split around \\, and then \tag fails"
+    )
+
+
 def test_api_page_names_everything_public() -> None:
     page = (ROOT / "book" / "api.md").read_text(encoding="utf-8")
     assert "```{norm-layers}" in page
