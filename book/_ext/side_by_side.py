@@ -15,8 +15,8 @@ from sphinx.environment import BuildEnvironment
 from sphinx.util import logging
 
 log = logging.getLogger(__name__)
-# a kernel takes about 1 GB
-AT_ONCE = min(4, os.cpu_count() or 1)
+# a kernel takes about 1 GB; where something else has the other cores, BOOK_AT_ONCE=1 leaves them to it
+AT_ONCE = int(os.environ.get("BOOK_AT_ONCE") or min(4, os.cpu_count() or 1))
 
 
 def not_cached(env: BuildEnvironment, docnames: list[str]) -> Iterator[tuple[Path, NotebookNode]]:
