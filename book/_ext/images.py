@@ -27,11 +27,13 @@ def reserve(html: str, sizes: dict[str, tuple[int, int]]) -> str:
 
 def lazy_figures(app: Sphinx, pagename: str, templatename: str, context: dict[str, Any], doctree: Any) -> None:
     """Of a page that is about to be written."""
-    if "_images/" not in context.get("body", ""):
+    shown = {name for _, name in FIGURE.findall(context.get("body", ""))}
+    if not shown:
         return
     sizes = {}
+    # the builder knows the figures of all pages
     for source, name in app.builder.images.items():
-        if (path := Path(app.srcdir) / source).suffix == ".png":
+        if name in shown and (path := Path(app.srcdir) / source).suffix == ".png":
             with Image.open(path) as image:
                 sizes[name] = image.size
     context["body"] = reserve(context["body"], sizes)

@@ -2,8 +2,11 @@
 
 import re
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
-from images import FIGURE, reserve
+from images import FIGURE, lazy_figures, reserve
+from PIL import Image
 
 SIZES = {"a.png": (640, 480)}
 
@@ -21,6 +24,16 @@ def test_what_is_no_figure_or_has_a_size_of_its_own_keeps_it() -> None:
     assert reserve(others, SIZES) == others
     own = '<img src="_images/a.png" style="width: 50%" />'
     assert reserve(own, SIZES) == '<img src="_images/a.png" style="width: 50%" loading="lazy" />'
+
+
+def test_a_page_opens_its_own_figures_alone(tmp_path: Path) -> None:
+    Image.new("RGB", (640, 480)).save(tmp_path / "own.png")
+    # of another page, and not even there
+    images = {"own.png": "a.png", "missing.png": "b.png"}
+    app: Any = SimpleNamespace(srcdir=str(tmp_path), builder=SimpleNamespace(images=images))
+    context = {"body": '<img alt="" src="../_images/a.png" />'}
+    lazy_figures(app, "page", "", context, None)
+    assert context["body"] == '<img alt="" src="../_images/a.png" width="640" height="480" loading="lazy" />'
 
 
 def test_every_built_figure_is_lazy_and_has_its_size(site: Path) -> None:
