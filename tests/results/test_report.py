@@ -89,6 +89,7 @@ def test_the_reestimated_reading_decides_where_it_is_recorded():
     runs[3].final.clear()  # of two seeds then
     cell = one(results.reproduction(runs, ["french_table_1"]), dataset="cifar10", model="CN", epoch=100)
     assert cell.ours_gap.reestimated.n == 2 and cell.ours_gap.best.n == 3
+    assert results.to_text([cell])["seeds"][0] == "2 of 3"  # the verdict rests on two
 
 
 def test_cn_plus_is_compared_with_cn_and_needs_statistics_that_fit_it():
