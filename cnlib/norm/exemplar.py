@@ -190,7 +190,7 @@ class ExemplarNorm(NormOfSets):
     plain average. reduction: the most channels that one output of the grouped convolution sees. hidden: units of the
     hidden layer a normalizer.
     Raises ValueError / TypeError as ``BatchNorm``, and ValueError for other normalizers.
-    Source: Zhang et al. (2020); the reduction and the start are not given there.
+    Source: Zhang et al. (2020); the default reduction and the start are this book's own choice.
     """
 
     def __init__(
