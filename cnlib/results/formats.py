@@ -54,8 +54,13 @@ def to_text(cells: Sequence[Cell]) -> pd.DataFrame:
         return "" if value is None else format(value, spec)
 
     def seeds(cell: Cell) -> str:
+        """Those that the verdict rests on, and of how many: not every one is read with statistics estimated again."""
         counted = cell.ours_gap.best if cell.ours_gap else cell.ours
-        return "" if counted is None else f"{counted.n}" + (f", {cell.diverged} diverged" if cell.diverged else "")
+        if counted is None:
+            return ""
+        decides = cell.ours_gap.claims[0] if cell.ours_gap else counted
+        some = f"{decides.n} of {counted.n}" if decides.n < counted.n else f"{counted.n}"
+        return some + (f", {cell.diverged} diverged" if cell.diverged else "")
 
     baseline = " or ".join(dict.fromkeys(cell.baseline for cell in cells if cell.baseline)) or "baseline"
     return pd.DataFrame(

@@ -64,6 +64,24 @@ def interval(values: Sequence[float] | np.ndarray) -> Interval:
     return Interval(float(x.mean()), float(t * x.std(ddof=1) / math.sqrt(len(x))), len(x))
 
 
+def t_power(shift: float, df: float) -> float:
+    """The chance that a two-sided t test at 5 % finds a true difference of `shift` standard errors.
+
+    As a mean over the spread that the samples may show, since scipy's noncentral t is nan far out at few degrees of
+    freedom. Needs scipy.
+    """
+    from scipy.integrate import quad
+    from scipy.special import chdtri, ndtr, stdtrit
+
+    t = float(stdtrit(df, 0.975))
+
+    def told(u: float) -> float:
+        at = t * math.sqrt(chdtri(df, 1 - u) / df)  # with the spread at its quantile u
+        return float(ndtr(shift - at) + ndtr(-shift - at))
+
+    return float(quad(told, 0, 1)[0])
+
+
 def value_at(run: Run, metric: str, epoch: int | None = None, best: bool = False, last: int = 1) -> float:
     """A run's metric at `epoch` (None: the last). best: the best up to it; last: the mean of so many epochs up to it.
 
@@ -155,8 +173,8 @@ class Difference:
 
     @property
     def shown(self) -> bool:
-        """Whether these leave zero out, on one side."""
-        return min(part.low for part in self.claims) > 0 or max(part.high for part in self.claims) < 0
+        """Whether these leave zero out, all on one side. One that is not a number shows nothing."""
+        return all(part.low > 0 for part in self.claims) or all(part.high < 0 for part in self.claims)
 
     def __format__(self, spec: str) -> str:
         return " and ".join(format(part, spec) for part in self.claims)

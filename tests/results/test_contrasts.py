@@ -41,6 +41,16 @@ def test_crossed_intervals_cover_the_truth_as_often_as_they_say(spread):
         assert np.mean(alone) < 0.85
 
 
+@pytest.mark.parametrize(("seeds", "of_seed", "least"), [(2, 0.141, 0.88), (3, 0.157, 0.91)])
+def test_crossed_intervals_of_few_seeds_may_cover_a_little_less_than_they_say(seeds, of_seed, least):
+    """As the docstring says; seeds make ten times as much of the variance of the mean as images do."""
+    rng, hits = np.random.default_rng(0), []
+    for _ in range(2000):
+        found = contrasts.crossed(drawn(rng, seeds, 1000, of_seed, 0.7, 1.0, mean=0.3)).interval()
+        hits.append(found.low <= 0.3 <= found.high)
+    assert least < np.mean(hits) < 0.945
+
+
 def test_without_image_effects_an_estimate_is_the_t_interval_over_seeds():
     values = np.array([[0.1], [0.3], [0.2]]) + np.zeros((1, 50))
     found, plain = contrasts.crossed(values).interval(), results.interval([0.1, 0.3, 0.2])
@@ -68,12 +78,23 @@ def test_a_network_beside_itself_differs_by_nothing():
     assert (always.p, always.p_equivalent(0.01)) == (0.0, 1.0)
 
 
-def test_what_can_be_detected_is_detected_with_the_power_asked_for():
-    rng, n = np.random.default_rng(1), 20
+@pytest.mark.parametrize(("n", "power"), [(3, 0.8), (4, 0.5), (5, 0.9), (20, 0.8)])
+def test_what_can_be_detected_is_detected_with_the_power_asked_for(n, power):
+    rng = np.random.default_rng(1)
     one = contrasts.Estimate(0.0, 1 / np.sqrt(n), n - 1)
-    samples = rng.normal(one.detectable(0.8), 1, (20_000, n))
+    samples = rng.normal(one.detectable(power), 1, (40_000, n))
     share = (stats.ttest_1samp(samples, 0, axis=1).pvalue < 0.05).mean()
-    assert share == pytest.approx(0.8, abs=0.02)
+    assert share == pytest.approx(power, abs=0.01)
+
+
+def test_what_can_be_detected_at_the_ends():
+    normal = stats.norm.ppf(0.975) + stats.norm.ppf(0.8)
+    assert contrasts.Estimate(0.3, 2.0, np.inf).detectable() == pytest.approx(2 * normal, rel=1e-3)
+    assert contrasts.Estimate(0.3, 1.0, 1).detectable() == pytest.approx(16.33, abs=0.02)  # beside 14.08
+    assert contrasts.Estimate(0.3, 0.0, np.inf).detectable() == 0
+    for power in (0.05, 1.0, 80):
+        with pytest.raises(ValueError, match="expected a power above 0.05"):
+            contrasts.Estimate(0.3, 1.0, 5).detectable(power)
 
 
 def test_holm_corrects_as_published():

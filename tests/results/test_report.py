@@ -9,7 +9,7 @@ import pytest
 
 from cnlib import results
 from cnlib.experiments import EXPERIMENTS
-from cnlib.results.report import _power
+from cnlib.results.report import _power, _verdict
 from cnlib.training.records import Run
 
 CONVNET = EXPERIMENTS["convnet"]
@@ -89,6 +89,7 @@ def test_the_reestimated_reading_decides_where_it_is_recorded():
     runs[3].final.clear()  # of two seeds then
     cell = one(results.reproduction(runs, ["french_table_1"]), dataset="cifar10", model="CN", epoch=100)
     assert cell.ours_gap.reestimated.n == 2 and cell.ours_gap.best.n == 3
+    assert results.to_text([cell])["seeds"][0] == "2 of 3"  # the verdict rests on two
 
 
 def test_cn_plus_is_compared_with_cn_and_needs_statistics_that_fit_it():
@@ -119,6 +120,16 @@ def test_the_power_is_that_of_scipys_noncentral_t():
 def test_the_power_of_two_seeds_is_a_number_however_large_the_gap(gap, spread, least):
     half = results.interval([10 - spread, 10 + spread]).half
     assert least <= _power(gap, [results.Interval(0.0, half, 2)]) <= min(1.0, least + 0.2)
+
+
+@pytest.mark.parametrize("n", [1, 3])
+def test_an_interval_that_is_not_a_number_leaves_nothing_out(n):
+    nothing = results.Interval(np.nan if n > 1 else 1.0, np.nan, n)
+    assert _verdict(4.0, results.Difference(nothing, nothing)) == "undecided"
+    far = results.Interval(1.0, 0.1, 3)
+    assert _verdict(4.0, results.Difference(far, nothing)) == "undecided"
+    assert _verdict(4.0, results.Difference(far, far)) == "outside"
+    assert _verdict(-4.0, results.Difference(far, far)) == "outside"
 
 
 def test_a_printed_tie_is_excluded_by_a_difference_and_confirmed_within_a_point():
