@@ -179,8 +179,8 @@ def build_contexts(
     known = source.given_label()
     if known is not None and len(known) != len(data.classes):
         raise ValueError(
-            f"contexts={config.contexts!r} are made from {len(known)} classes, and {data.name} has {len(data.classes)}: "
-            "choose other contexts or another data set"
+            f"contexts={config.contexts!r} are made from {len(known)} classes, and {data.name} has "
+            f"{len(data.classes)}: choose other contexts or another data set"
         )
     given = {} if known is None else {"given_label": known}
     for part in ("train", "test"):
