@@ -292,7 +292,7 @@ class ContextNorm(nn.Module):
         if not self.training and self.inference == "cn+":
             return self._mixture(x, mean, var)
         if not self.training and self.inference == "average":
-            ids = torch.zeros(len(x), dtype=torch.long, device=x.device)
+            ids = torch.zeros(x.shape[0], dtype=torch.long, device=x.device)
             mean, var = average_map(mean, var, self.eps)
         else:
             told = given(self, "given_ids") if context is None else context

@@ -101,8 +101,9 @@ class Exemplar(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, g, g_ratios, *d_found):  # type: ignore[no-untyped-def]
-        x, given, weight, bias, *network, running_mean, running_var = ctx.saved_tensors[:11]
-        ratios, *found = ctx.saved_tensors[11:]
+        saved = ctx.saved_tensors  # read once: activation checkpointing gives each tensor one time
+        x, given, weight, bias, *network, running_mean, running_var = saved[:11]
+        ratios, *found = saved[11:]
         running = None if running_mean is None else (running_mean, running_var)
         mean, var, *batch = found
         moments = moments_of(ctx.normalizers, mean, var, running or batch)

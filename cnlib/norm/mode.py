@@ -270,7 +270,7 @@ class ModeNorm(RunningMixture):
     @torch.no_grad()
     def _track(self, gates: Tensor, mean: Tensor, var: Tensor, count: int, group: ProcessGroup | None) -> None:
         """The running moments move towards those of a batch: its gates (N, K), each that of ``count`` values."""
-        own = count * gates.sum(0), count * gates.square().sum(0), gates.new_full((1,), count * len(gates))
+        own = count * gates.sum(0), count * gates.square().sum(0), gates.new_full((1,), count * gates.shape[0])
         held, squares, m = total(group, *own)
         self.update_running(mean, var, m, held / m, equal_values(held, squares).unsqueeze(1))
 

@@ -89,7 +89,8 @@ class RunningMixture(nn.Module):
         running, started = self.running(), self._has_started()
         if running is None or not has_values(x):
             return started, None if running is None else _as(running, x.dtype)
-        batch = x[:, 0].sum()
+        # a channel and a sample, since either may be 0 in every batch: behind a ReLU, or where samples are padded
+        batch = torch.stack((x[:, 0].sum(), x[:1].sum()))
         if in_backward():
             for other, start in reversed(self._starts):
                 if torch.equal(other, batch):

@@ -184,7 +184,12 @@ def _together(parts: Sequence[tuple[int, Estimate]]) -> Estimate:
 
 
 def holm(values: Mapping[str, float]) -> dict[str, float]:
-    """p values corrected for their number: one below 0.05 by accident in a twentieth of such families. Holm (1979)."""
+    """p values corrected for their number: one below 0.05 by accident in a twentieth of such families. Holm (1979).
+
+    Raises ValueError for what is no p value, such as NaN.
+    """
+    if wrong := [name for name, value in values.items() if not 0 <= value <= 1]:
+        raise ValueError(f"holm: p of {wrong[0]!r} is {values[wrong[0]]}, expected 0 to 1")
     adjusted, least = dict.fromkeys(values, 1.0), 0.0
     for rank, name in enumerate(sorted(values, key=lambda name: values[name])):
         least = max(least, min(1.0, (len(values) - rank) * values[name]))

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from cnlib.results.runs import by_method, select
+from cnlib.results.runs import by_method, other_data, select
 from cnlib.training.records import Run
 
 # epochs whose mean stands beside the running best
@@ -85,16 +85,25 @@ def t_power(shift: float, df: float) -> float:
 def value_at(run: Run, metric: str, epoch: int | None = None, best: bool = False, last: int = 1) -> float:
     """A run's metric at `epoch` (None: the last). best: the best up to it; last: the mean of so many epochs up to it.
 
-    Raises ValueError where the run has fewer epochs.
+    Raises ValueError where the run has fewer epochs, or is not finished and no epoch is named.
     """
+    for name, value in (("epoch", epoch), ("last", last)):
+        if value is not None and value < 1:
+            raise ValueError(f"{name}={value}: expected 1 or more, epochs are counted from 1")
     if best and last != 1:
         raise ValueError(f"best=True with last={last}: expected one of them, the running best or a mean of epochs")
+    if epoch is None and run.status == "unfinished":
+        done = len(run.curve(metric))
+        raise ValueError(
+            f"{run.name} is unfinished, after {done} of {run.config.epochs} epochs: train it to its end, leave it out, "
+            "or name an epoch"
+        )
     curve = run.curve(metric)[:epoch]
     if len(curve) < max(epoch or 1, last):
         raise ValueError(f"{run.name} has {len(curve)} epochs ({run.status}), not {max(epoch or 1, last)}")
     if not best:
         return float(curve[-last:].mean())
-    return float((np.nanmin if metric.endswith("loss") else np.nanmax)(curve))
+    return float((np.fmin if metric.endswith("loss") else np.fmax).reduce(curve))
 
 
 def reestimated(run: Run, metric: str) -> float | None:
@@ -136,7 +145,8 @@ def paired(
     """Mean and interval of (first - second) over the seeds both methods have; epoch, best and last as in `final`.
 
     metric: of both, or a pair, first's and second's. So two readings of the same networks are compared, CN+ with CN:
-    ``paired(runs, "cn", "cn", ("test_plus_accuracy", "test_accuracy"))``.
+    ``paired(runs, "cn", "cn", ("test_plus_accuracy", "test_accuracy"))``. Raises ValueError where the two have no seed
+    in common, or were tested on different images.
 
     Equal seeds share the initial weights and the order of the images. What these have in common cancels; in a network
     that soon forgets them, pairing gains little. The interval covers seeds only, not other training or test images.
@@ -153,7 +163,17 @@ def paired(
     seeds = sorted(ours.keys() & theirs.keys())
     if not seeds:
         raise ValueError(f"{first} and {second} have no seed in common")
+    _check_images(runs, first, second)
     return interval([ours[seed] - theirs[seed] for seed in seeds])
+
+
+def _check_images(runs: Sequence[Run], first: str, second: str) -> None:
+    """ValueError where two methods were tested on other images: their difference would be none of the methods."""
+    one, other = (next(run for run in runs if run.config.method == method) for method in (first, second))
+    pairs = [(name, getattr(one.config, name), getattr(other.config, name)) for name in ("dataset", "test_size")]
+    how = "; ".join(f"{name}: {mine}, not {theirs}" for name, mine, theirs in pairs if mine != theirs)
+    if how := how or other_data(one, other):
+        raise ValueError(f"{first} and {second} were tested on different images ({how}): select one data set first")
 
 
 @dataclass(frozen=True)

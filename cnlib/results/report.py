@@ -220,6 +220,8 @@ def _gap(value: float | None, row: Row, baseline: str, table: str) -> float | No
 def _verdict(gap: float, ours: Difference | None) -> str:
     if ours is None:
         return "not yet run"
+    if not all(math.isfinite(part.mean) for part in ours.claims):
+        return "undecided"
     # an interval that is not a number, as of a single seed, leaves nothing out
     hits = [not (gap < part.low or gap > part.high) for part in ours.claims]
     if not any(hits):
@@ -240,6 +242,6 @@ def _power(gap: float, claims: Sequence[Interval]) -> float | None:
 
 def _baseline_verdict(value: float | None, ours: Interval, profile: str) -> str:
     """At the paper's size: could the printed run be one more seed of ours?"""
-    if profile != "paper" or value is None or ours.n < 2:
+    if profile != "paper" or value is None or ours.n < 2 or not math.isfinite(ours.mean):
         return "baseline"
     return "inside" if abs(value - ours.mean) <= ours.half * math.sqrt(ours.n + 1) else "outside"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -59,18 +60,33 @@ def select(runs: Sequence[Run], **fields: object) -> list[Run]:
 
 
 def by_method(runs: Sequence[Run]) -> dict[str, dict[int, Run]]:
-    """{method: {seed: run}}, in the order given. Raises ValueError where two runs share both: they differ in something
-    else (profile, learning rate, data), which an average over seeds must not mix."""
+    """{method: {seed: run}}, in the order given. Raises ValueError where two runs of a method share the seed, or differ
+    in something else (profile, learning rate, data), which an average over seeds must not mix."""
     groups: dict[str, dict[int, Run]] = {}
     for run in runs:
         seeds = groups.setdefault(run.config.method, {})
-        if (other := seeds.setdefault(run.config.seed, run)) is not run:
-            how = run.config.difference(other.config) or "nothing: it is there twice"
+        twin = seeds.setdefault(run.config.seed, run)
+        other = next(iter(seeds.values())) if twin is run else twin
+        how = _difference(run, other)
+        if twin is not run or how:
+            seed = f"with seed {run.config.seed}" if twin is not run else "in other settings"
             raise ValueError(
-                f"runs {other.name} and {run.name} are both {run.config.method!r} with seed {run.config.seed} "
-                f"({how}): select one setting first"
+                f"runs {other.name} and {run.name} are both {run.config.method!r} {seed} "
+                f"({how or 'nothing differs: it is there twice'}): select one setting first"
             )
     return groups
+
+
+def _difference(run: Run, other: Run) -> str:
+    """In what two runs differ besides their seeds: "lr: 0.001, not 0.005"."""
+    parts = [replace(run.config, seed=other.config.seed).difference(other.config), other_data(run, other)]
+    return "; ".join(part for part in parts if part)
+
+
+def other_data(run: Run, other: Run) -> str:
+    """The checksums of the images of two runs where these differ, or ""."""
+    ours, theirs = (one.provenance.get("data") for one in (run, other))
+    return f"data: checksum {ours}, not {theirs}" if ours and theirs and ours != theirs else ""
 
 
 def to_frame(runs: list[Run]) -> pd.DataFrame:

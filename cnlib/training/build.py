@@ -173,7 +173,15 @@ def build_contexts(
     source.fit(data.train_images, data.train_labels, data.train_domains)
     if source.num_contexts != config.num_contexts:
         raise ValueError(f"num_contexts={config.num_contexts}: {config.contexts!r} has {source.num_contexts}")
+    if config.contexts == "domain" and data.domains and len(data.domains) != config.num_contexts:
+        # a context without images would stay as it started, and CN+ would take it for one of the mixture
+        raise ValueError(f"num_contexts={config.num_contexts}: {data.name} has domains {', '.join(data.domains)}")
     known = source.given_label()
+    if known is not None and len(known) != len(data.classes):
+        raise ValueError(
+            f"contexts={config.contexts!r} are made from {len(known)} classes, and {data.name} has "
+            f"{len(data.classes)}: choose other contexts or another data set"
+        )
     given = {} if known is None else {"given_label": known}
     for part in ("train", "test"):
         images, labels, domains = (getattr(data, f"{part}_{what}") for what in ("images", "labels", "domains"))

@@ -42,11 +42,14 @@ def _of_classes(confusion: Tensor) -> tuple[tuple[Tensor, Tensor, Tensor], Tenso
 def auc(scores: Tensor, positive: Tensor) -> float:
     """Area under the ROC curve: the probability that a positive (N, bool) scores higher than a negative, ties one half.
 
-    Raises ValueError where one of the kinds is missing. Source: Mann & Whitney (1947); Hanley & McNeil (1982).
+    NaN where a score is NaN. Raises ValueError where one of the kinds is missing. Source: Mann & Whitney (1947);
+    Hanley & McNeil (1982).
     """
     first, second = scores[positive], scores[~positive].sort().values
     if not len(first) or not len(second):
         raise ValueError(f"auc: {len(first)} positives and {len(second)} negatives, expected at least one of each")
+    if bool(scores.isnan().any()):  # a search puts it above everything
+        return math.nan
     below, up_to = (torch.searchsorted(second, first, right=right).double() for right in (False, True))
     return float((below + up_to).mean()) / (2 * len(second))
 

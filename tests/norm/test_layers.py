@@ -4,11 +4,13 @@ import copy
 import io
 import pickle
 import shutil
+from functools import partial
 
 import pytest
 import torch
 from cases import GRADIENTS, LAYERS, assert_same, double, leaf, run, shake
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 import cnlib
 
@@ -98,6 +100,18 @@ def test_state_copies(make, extra):
     loaded.load_state_dict(torch.load(through_file, weights_only=True), strict=True)
     for other in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer)), loaded):
         assert_same(run(copy.deepcopy(layer), x, *extra), run(other, x, *extra))
+
+
+@every_layer
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_activation_checkpointing(make, extra, reentrant):
+    """A layer whose activations are computed again in the backward pass has the gradients of one whose are kept."""
+    x = double((4, 6, 8), 0).float()
+    layer = settled(make, extra, x)
+    other = copy.deepcopy(layer)
+    kept = run(layer, x, *extra)
+    other.forward = partial(checkpoint, other.forward, use_reentrant=reentrant)
+    assert_same(run(other, x, *extra), kept)
 
 
 @every_layer

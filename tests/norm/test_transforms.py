@@ -132,13 +132,23 @@ def test_vmap_over_samples_in_training_names_the_way_out(name):
 
 @every_layer
 @both_modes
-def test_export_with_any_space(name, training):
+def test_export_with_any_batch_and_space(name, training):
     layer, extra = settled(name, training)
+    check_export(layer, *extra)
+
+
+def test_export_of_the_average_of_contexts():
+    layer, _ = settled("cn", False)
+    layer.inference = "average"
+    check_export(layer)
+
+
+def check_export(layer, *extra):
     dynamic = torch.export.Dim.DYNAMIC
     x = double((4, 6, 5, 5), 0).float()
-    shapes = ({2: dynamic, 3: dynamic}, *[None] * len(extra))
+    shapes = ({0: dynamic, 2: dynamic, 3: dynamic}, *[{0: dynamic}] * len(extra))
     graph = torch.export.export(layer, (x, *extra), dynamic_shapes=shapes).module()
-    other = double((4, 6, 3, 7), 1).float()
+    other, extra = double((5, 6, 3, 7), 1).float(), [torch.cat((e, e[:1])) for e in extra]
     wanted = copy.deepcopy(layer)(other, *extra)  # the graph moves the layer's own buffers
     assert_same(graph(other, *extra), wanted, atol=1e-3, rtol=1e-3)  # sums in another order
 

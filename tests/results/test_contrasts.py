@@ -101,6 +101,8 @@ def test_holm_corrects_as_published():
     found = results.holm({"a": 0.01, "b": 0.04, "c": 0.03, "d": 0.005})
     assert found == pytest.approx({"d": 0.02, "a": 0.03, "c": 0.06, "b": 0.06})
     assert results.holm({"a": 0.6, "b": 0.7}) == {"a": 1.0, "b": 1.0}
+    with pytest.raises(ValueError, match="p of 'b' is nan, expected 0 to 1"):
+        results.holm({"a": 0.01, "b": float("nan"), "c": 0.03})
 
 
 def run(method, seed, guesses, dataset="cifar10"):

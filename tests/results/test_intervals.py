@@ -116,3 +116,48 @@ def test_two_readings_of_the_same_networks_are_compared():
     both = results.difference(runs, "cn", "cn", pair)
     assert both.best.mean == pytest.approx(0.5 - (0.6 + 0.3 + 0.8) / 3)
     assert both.late.mean == pytest.approx((0.5 - 0.2) / 3 + 2 / 3 * found.mean)
+
+
+def test_an_average_over_seeds_mixes_no_settings():
+    """Also where no seed is there twice: other rates, sizes, or images under the same name."""
+    for change in ({"lr": 5e-3}, {"train_size": 100}, {"epochs": 20}, {"profile": "paper"}):
+        mixed = [run(), replace(run(), name="other", config=Config(method="bn", seed=1, **change))]
+        with pytest.raises(ValueError, match=f"are both .bn. in other settings .{next(iter(change))}: "):
+            results.final(mixed, "test_accuracy")
+    images = [replace(run(seed=s), provenance={"data": str(s // 2)}) for s in range(3)]
+    assert results.final(images[:2], "test_accuracy")["bn"].n == 2
+    with pytest.raises(ValueError, match="data: checksum 1, not 0.: select one setting first"):
+        results.final(images, "test_accuracy")
+
+
+def test_methods_tested_on_other_images_have_no_difference():
+    bn, cn = run(), run("cn")
+    others = [replace(cn, config=replace(cn.config, **change)) for change in ({"dataset": "mnist"}, {"test_size": 9})]
+    named = [replace(one, provenance={"data": one.config.method}) for one in (bn, cn)]
+    for runs in ([bn, others[0]], [bn, others[1]], named):
+        with pytest.raises(ValueError, match="cn and bn were tested on different images"):
+            results.paired(runs, "cn", "bn", "test_accuracy")
+        with pytest.raises(ValueError, match="tested on different images"):
+            results.difference(runs, "cn", "bn")
+
+
+def test_an_unfinished_run_has_no_last_epoch():
+    runs = [run(), replace(run(seed=1), status="unfinished")]
+    for how in ({}, {"best": True}, {"last": 2}):
+        with pytest.raises(ValueError, match="bn-s1 is unfinished, after 3 of 10 epochs"):
+            results.final(runs, "test_accuracy", **how)
+    assert results.final(runs, "test_accuracy", epoch=3)["bn"].n == 2
+
+
+@pytest.mark.parametrize("how", [{"epoch": -1}, {"epoch": 0}, {"last": 0}, {"last": -1}])
+def test_epochs_are_counted_from_one(how):
+    ((name, value),) = how.items()
+    with pytest.raises(ValueError, match=f"{name}={value}: expected 1 or more"):
+        results.final([run()], "test_accuracy", **how)
+
+
+def test_what_is_not_a_number_shows_nothing():
+    clear, nan = results.interval([0.1, 0.11, 0.1]), results.interval([0.1, np.nan])
+    assert results.Difference(clear, clear).shown
+    assert not any(results.Difference(*pair).shown for pair in ((clear, nan), (nan, clear), (nan, nan)))
+    assert not results.Difference(clear, clear, nan).shown

@@ -210,6 +210,17 @@ def test_rows_of_text():
     assert row["verdict"] == "outside (reduced)" and row["re-estimated"] == ""
 
 
+def test_a_reading_that_is_no_number_excludes_nothing():
+    runs = seeds("bn", 0.52, 0.53, 0.51) + seeds("cn", 0.52, 0.53, 0.51)
+    for one_run in runs[3:]:
+        one_run.epochs["test_accuracy"][:] = np.nan
+    cell = one(results.reproduction(runs, ["french_table_1"]), dataset="cifar10", model="CN", epoch=100)
+    assert cell.verdict == "undecided"
+    paper = seeds("bn", 0.9, np.nan, 0.9, profile="paper")
+    cells = results.reproduction(paper, ["french_table_1"])
+    assert one(cells, dataset="cifar10", model="BN", epoch=100).verdict == "baseline"
+
+
 def test_the_report_is_what_it_was_before_the_engine_was_rebuilt():
     """The records of version 0.1 that are still here, read through new names and tables, give the numbers they gave."""
     pandas = pytest.importorskip("pandas")

@@ -359,3 +359,16 @@ def test_contexts_are_fitted_on_train_and_applied_to_test(contexts):
 def test_superclass_contexts_need_their_own_number():
     with pytest.raises(ValueError, match="'superclass' has 20"):
         build_contexts(Config(norm="cn", contexts="superclass"), cnlib.data.load("digits"))
+
+
+def test_contexts_are_those_of_the_data():
+    """Superclasses of other classes, or domains that the data does not have, would be trained without a word."""
+    digits = cnlib.data.load("digits")
+    with pytest.raises(ValueError, match="'superclass' are made from 100 classes, and digits has 10"):
+        build_contexts(Config(norm="cn", contexts="superclass", num_contexts=20), digits)
+    domains = {"train_domains": digits.train_labels % 2, "test_domains": digits.test_labels % 2}
+    two = replace(digits, **domains, domains=("even", "odd"))
+    with pytest.raises(ValueError, match="num_contexts=3: digits has domains even, odd"):
+        build_contexts(Config(norm="cn", contexts="domain"), two)
+    found = build_contexts(Config(norm="cn", contexts="domain", num_contexts=2), two)
+    assert torch.equal(found["train_ids"], torch.from_numpy(two.train_domains))

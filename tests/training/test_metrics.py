@@ -1,12 +1,14 @@
 """Metrics against scikit-learn, which counts one sample at a time."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cnlib.training.metrics import Meter, above_half, json_number, macro_scores
+from cnlib.training.metrics import Meter, above_half, auc, json_number, macro_scores
 
 
 def metered(logits, labels, k, batch=7):
@@ -51,6 +53,13 @@ def test_nan_logits_are_no_success():
     logits, labels = torch.full((4, 10), torch.nan), torch.arange(4)
     assert metered(logits, labels, 10)["top5"] == 0
     assert json_number(metered(logits, labels, 10)["loss"]) is None
+
+
+def test_nan_scores_have_no_area_under_a_curve():
+    scores, positive = torch.tensor([0.3, 0.1, 0.2, 0.4]), torch.tensor([True, False, True, False])
+    assert auc(scores, positive) == 0.5
+    for place in range(4):
+        assert math.isnan(auc(scores.index_fill(0, torch.tensor(place), math.nan), positive))
 
 
 def test_other_numbers_are_averaged_over_the_samples():
