@@ -71,9 +71,20 @@ def test_fixed_ratios_stay_equal_and_the_others_do_not(learned, fixed):
         assert runs[fixed].curve(name).shape == (1, 3)
         np.testing.assert_allclose(runs[fixed].curve(name), 1 / 3, rtol=1e-6)
     assert max(abs(runs[learned].curve(name) - 1 / 3).max() for name in names) > 1e-4
-    # the same layer otherwise: weights start equal, and a step without the ratios' gradient is the same
-    ours, theirs = (trainer(method).model.state_dict() for method in (learned, fixed))
+    # the same layer otherwise: weights start equal, and all but the ratios have the same first gradient
+    models = [trainer(method).model.train() for method in (learned, fixed)]
+    ours, theirs = (model.state_dict() for model in models)
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    x = torch.randn(8, 1, 16, 16, generator=torch.Generator().manual_seed(0))
+    for model in models:
+        F.cross_entropy(model(x), torch.arange(8)).backward()
+    ours, theirs = ({name: p.grad for name, p in model.named_parameters()} for model in models)
+    moved = {name for name in ours if theirs[name] is None}
+    of_ratios = {id(p) for p in ratio_parameters(models[1])}
+    assert moved == {name for name, p in models[1].named_parameters() if id(p) in of_ratios}
+    assert any(ours[name].abs().max() > 0 for name in moved)
+    for name in ours.keys() - moved:
+        torch.testing.assert_close(ours[name], theirs[name])
 
 
 def test_mean3_is_the_mean_of_three_outputs():
