@@ -23,7 +23,7 @@ from cnlib.data import EMBEDDED, ImageData, load, root
 from cnlib.data.blend import load_blend
 from cnlib.experiments.convnet import IMAGE, THIRD
 from cnlib.experiments.convnet import PUBLISHED as CONVNET
-from cnlib.sweeps.experiment import Experiment, Fields, Grid
+from cnlib.sweeps.experiment import Claim, Experiment, Fields, Grid
 from cnlib.training.worth import RATES
 
 PLACES = {"cn-channels": IMAGE, "cn": THIRD}
@@ -124,44 +124,37 @@ QUALITY = (
 FOUND = ("mode-2", "mode-4", "gated-4", "gated-4-hard")
 LEARNED = ("bn", *FOUND, "cn-features-4", "cn-label-2")
 STARTED = ("mode-4-kmeans", "gated-4-kmeans")
-# declared before the first recorded run: {claim: (which runs, {place: pair of methods}, readings of the two)}
+# declared before the first recorded run
 LAST = "test_reestimated"
-PRIMARY: dict[str, tuple[Fields, dict[str, tuple[str, str]], tuple[str, str]]] = {
-    "contexts from the image minus BN": (
-        C10,
-        {source: (given("cn-channels", source, 10), "bn") for source in ("color", "pixels", "features")},
-        (LAST, LAST),
+PRIMARY = {
+    "contexts from the image minus BN": Claim(
+        {source: (given("cn-channels", source, 10), "bn") for source in ("color", "pixels", "features")}, where=C10
     ),
     **{
-        f"{count} contexts from the label, {rate:.0%} corrupted, minus Bayes' rule": (
-            {"dataset": dataset},
+        f"{count} contexts from the label, {rate:.0%} corrupted, minus Bayes' rule": Claim(
             {"image": (given("cn-channels", "label", count, rate), "bn")},
             (LAST, f"test_bayes_{count}_{rate:g}_reestimated"),
+            {"dataset": dataset},
         )
         for dataset, count in (("cifar10", 10), ("cifar10", 2), ("cifar100", 20))
         for rate in RATES
     },
-    "contexts from the image minus random ones": (
-        C10,
+    "contexts from the image minus random ones": Claim(
         {source: (given("cn-channels", source, 10), "cn-channels-random-10") for source in ("color", "pixels")},
-        (LAST, LAST),
+        where=C10,
     ),
-    "twenty random contexts minus one": (C10, {"image": ("cn-channels-random-20", "cn-channels-one")}, (LAST, LAST)),
-    "told another image's context minus BN": (
-        C10,
+    "twenty random contexts minus one": Claim({"image": ("cn-channels-random-20", "cn-channels-one")}, where=C10),
+    "told another image's context minus BN": Claim(
         {f"{count} from the label": (given("cn-channels", "label", count), "bn") for count in (2, 10)},
         ("test_shuffled_reestimated", LAST),
-    ),
-    "contexts that are found minus BN, one data set": (C10, {name: (name, "bn") for name in FOUND}, (LAST, LAST)),
-    "contexts that are found minus BN, two": (
-        {"dataset": DOMAINS["dataset"]},
-        {name: (name, "bn") for name in FOUND},
-        (LAST, LAST),
-    ),
-    "contexts that are found minus two from the label": (
         C10,
-        {name: (name, "cn-label-2") for name in FOUND},
-        (LAST, LAST),
+    ),
+    "contexts that are found minus BN, one data set": Claim({name: (name, "bn") for name in FOUND}, where=C10),
+    "contexts that are found minus BN, two": Claim(
+        {name: (name, "bn") for name in FOUND}, where={"dataset": DOMAINS["dataset"]}
+    ),
+    "contexts that are found minus two from the label": Claim(
+        {name: (name, "cn-label-2") for name in FOUND}, where=C10
     ),
 }
 EXPERIMENT = Experiment(
@@ -185,5 +178,6 @@ EXPERIMENT = Experiment(
         ),
     },
     printed={},
+    primary=PRIMARY,
 )
 config = EXPERIMENT.config

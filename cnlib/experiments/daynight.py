@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from cnlib.sweeps.experiment import Experiment, Fields, Grid
+from cnlib.sweeps.experiment import Experiment, Fields, Grid, Measured
 
 METHODS: dict[str, Fields] = {
     "cn": {"norm": "cn"},
@@ -57,29 +57,27 @@ PROFILES: dict[str, Fields] = {
     "paper": {},
 }
 SEEDS = {"smoke": 1, "book": 3, "reduced": 3, "narrow": 3, "paper": 3}
-# H5a to H5c, declared before the first recorded run: {claim: (first, second)}, a method and what is read of it at the
-# end, or a number. Tested is the first less the second, over the splits.
-Reading = tuple[str, str]
+# H5a to H5c, declared before the first recorded run, over the splits
 GAP = {"its own rate": "cn", "ten times the rate": "cn-fast"}
-PRIMARY: dict[str, tuple[Reading, Reading | float]] = {
+PRIMARY = {
     # H5a: half of the way to the data's swap, or more, is gone: below 0
-    **{f"way left at {rate}, less a half": ((method, "swap_gap"), 0.5) for rate, method in GAP.items()},
+    **{f"way left at {rate}, less a half": Measured((method, "swap_gap"), 0.5) for rate, method in GAP.items()},
     # H5b: no closer to real pictures than colors matched by moments, and by exposure: not below 0; and not bluer
     **{
-        f"{way.replace('_', ' ')}: W1 of the learned swap less {name}": (
+        f"{way.replace('_', ' ')}: W1 of the learned swap less {name}": Measured(
             ("cn", f"{way}_learned_w1"),
             ("cn", f"{way}_{name}_w1"),
         )
         for way in ("day_to_night", "night_to_day")
         for name in ("moments", "exposure")
     },
-    "day to night: red over blue, learned less as shot": (
+    "day to night: red over blue, learned less as shot": Measured(
         ("cn", "day_to_night_learned_red_blue"),
         ("cn", "day_to_night_none_red_blue"),
     ),
     # H5c: neither learning nor being told matters, standardizing does
     **{
-        f"AUC: {first} less {second}": ((first, "test_auc"), (second, "test_auc"))
+        f"AUC: {first} less {second}": Measured((first, "test_auc"), (second, "test_auc"))
         for first, second in (("cn", "fixed"), ("cn", "in"), ("cn", "none"), ("in", "none"))
     },
 }
@@ -97,5 +95,6 @@ EXPERIMENT = Experiment(
         ),
     },
     printed={},
+    primary=PRIMARY,
 )
 config = EXPERIMENT.config

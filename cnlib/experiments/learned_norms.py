@@ -22,7 +22,7 @@ from cnlib.data import EMBEDDED, ImageData
 from cnlib.data.blend import enlarged
 from cnlib.models.convnet import WIDTHS
 from cnlib.norm import ExemplarNorm, SwitchableNorm
-from cnlib.sweeps.experiment import Experiment, Fields, Grid
+from cnlib.sweeps.experiment import Claim, Experiment, Fields, Grid
 from cnlib.training import TASKS, Trainer
 from cnlib.training.build import places
 from cnlib.training.readings import read_inputs
@@ -147,23 +147,20 @@ def at(batch_size: int, **changes: Any) -> Fields:
 
 SIZES = {256: at(256), 8: at(8), 2: at(2, epochs=4), 32: at(32)}
 NOISE: Fields = {**SIZES[256], "label_noise": 0.4}
-# declared before the first recorded run: {claim: (which runs, {place: pair of methods}, readings of the two)}
-LAST = ("test_reestimated", "test_reestimated")
+# declared before the first recorded run
 CLEAN: Fields = {"label_noise": 0.0}
-PRIMARY: dict[str, tuple[Fields, dict[str, tuple[str, str]], tuple[str, str]]] = {
+PRIMARY = {
     **{
-        f"SN minus BN at {size}": ({**CLEAN, "batch_size": size}, {"all layers": ("sn", "bn")}, LAST)
+        f"SN minus BN at {size}": Claim({"all layers": ("sn", "bn")}, where={**CLEAN, "batch_size": size})
         for size in (2, 256)
     },
     **{
-        f"a learned mixture minus a fixed one at {size}": (
-            {**CLEAN, "batch_size": size},
-            {"SN": ("sn", "sn-fixed"), "EN": ("en", "mean3")},
-            LAST,
+        f"a learned mixture minus a fixed one at {size}": Claim(
+            {"SN": ("sn", "sn-fixed"), "EN": ("en", "mean3")}, where={**CLEAN, "batch_size": size}
         )
         for size in SIZES
     },
-    "EN minus SN under label noise": ({"label_noise": 0.4}, {"all layers": ("en", "sn")}, LAST),
+    "EN minus SN under label noise": Claim({"all layers": ("en", "sn")}, where={"label_noise": 0.4}),
 }
 EXPERIMENT = Experiment(
     name="learned_norms",
@@ -178,5 +175,6 @@ EXPERIMENT = Experiment(
         "label-noise": (Grid(("bn", "sn", "en", "mean3"), (NOISE,)),),
     },
     printed={},
+    primary=PRIMARY,
 )
 config = EXPERIMENT.config

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from cnlib.sweeps.experiment import Experiment, Fields, Grid, Printed
+from cnlib.sweeps.experiment import Claim, Experiment, Fields, Grid, Printed
 
 KERAS: dict[str, Any] = {
     "pixels": 72,
@@ -104,22 +104,21 @@ PROFILES: dict[str, Fields] = {
     "paper": {},
 }
 SEEDS = {"smoke": 1, "book": 3, "reduced": 3, "narrow": 3, "paper": 3}
-# declared before the first recorded run, and corrected for each other in chapter 10:
-# {claim: ({place: pair of methods}, readings of the two)}
+# declared before the first recorded run, and corrected for each other in chapter 10
 CN = {"image": "cn-channels", "patches": "cn-patches"}
 PRIMARY = {
-    "CN told the superclass minus ViT masked by it": (
+    "CN told the superclass minus ViT masked by it": Claim(
         {place: (cn, "vit") for place, cn in CN.items()},
         ("test", "test_masked"),
     ),
-    "CN told another image's superclass minus ViT": (
+    "CN told another image's superclass minus ViT": Claim(
         {place: (cn, "vit") for place, cn in CN.items()},
         ("test_shuffled", "test"),
     ),
-    "a token minus CN": ({"patches": ("token", "cn-patches")}, ("test", "test")),
-    "CN never trained minus CN": ({"image": ("cn-frozen", "cn-channels")}, ("test", "test")),
-    "CN with random contexts minus CN with one": ({"image": ("cn-random", "cn-one")}, ("test", "test")),
-    "CN over predicted superclasses minus ViT": (
+    "a token minus CN": Claim({"patches": ("token", "cn-patches")}, ("test", "test")),
+    "CN never trained minus CN": Claim({"image": ("cn-frozen", "cn-channels")}, ("test", "test")),
+    "CN with random contexts minus CN with one": Claim({"image": ("cn-random", "cn-one")}, ("test", "test")),
+    "CN over predicted superclasses minus ViT": Claim(
         {place: (cn, "vit") for place, cn in CN.items()},
         ("test_marginal", "test"),
     ),
@@ -147,5 +146,6 @@ EXPERIMENT = Experiment(
         ),
         "icdm_table_7": Printed("table-vii", PRINTED, baseline="ViT"),
     },
+    primary=PRIMARY,
 )
 config = EXPERIMENT.config

@@ -4,12 +4,13 @@ runs = cnlib.results.load("convnet")                       # recorded runs of an
 summary = cnlib.results.final(runs, "test_accuracy")       # {"bn": Interval, "cn": ...} over seeds
 cnlib.results.difference(runs, "cn", "cn-random")          # in three readings, paired on equal seeds; shown or not
 cnlib.results.contrast(runs, {"conv3": ("cn", "bn")})       # over seeds, test images and settings
+cnlib.results.declared(runs, experiment.primary)           # what was declared, with p values corrected for their number
 cnlib.results.published("icdm_table_5").rows
 cnlib.results.reproduction(runs)                           # every published number beside ours, with a verdict
 """
 
 from cnlib.results.benchmarks import machines, measured
-from cnlib.results.contrasts import Contrast, Estimate, contrast, correct, crossed, holm, labels
+from cnlib.results.contrasts import Contrast, Estimate, contrast, correct, crossed, declared, holm, labels
 from cnlib.results.formats import to_numbers, to_text
 from cnlib.results.images import Colors, MixtureRecord, colors, mixture_record
 from cnlib.results.intervals import Difference, Interval, difference, final, interval, paired, reestimated
@@ -32,6 +33,7 @@ __all__ = [
     "contrast",
     "correct",
     "crossed",
+    "declared",
     "difference",
     "experiments",
     "final",

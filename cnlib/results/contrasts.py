@@ -13,6 +13,7 @@ import numpy as np
 from cnlib.records import RECORDS
 from cnlib.results.intervals import Interval, t_power
 from cnlib.results.runs import by_method, select
+from cnlib.sweeps import Claim, Measured
 from cnlib.training.records import Run, read_lines, unpack
 
 LABELS = RECORDS / "labels"
@@ -144,13 +145,13 @@ def contrast(runs: Sequence[Run], pairs: Mapping[str, Pair], readings: Pair = (R
         methods = by_method(select(runs, dataset=dataset))
         tables = {}
         for place, (first, second) in pairs.items():
-            ours, theirs = (methods.get(name, {}) for name in (first, second))
-            seeds = [s for s in sorted(ours.keys() & theirs.keys()) if _kept(ours[s], theirs[s], readings)]
+            seeds = _in_common(methods, (first, second), readings)
             if len(seeds) < 2:
                 raise ValueError(
                     f"{dataset}: {first} and {second} have {len(seeds)} seeds with predictions of "
                     f"{' and '.join(dict.fromkeys(readings))} in common: expected two at least"
                 )
+            ours, theirs = methods[first], methods[second]
             values = [correct(ours[s], readings[0]) - correct(theirs[s], readings[1]).astype(float) for s in seeds]
             tables[place] = dict(zip(seeds, values, strict=True))
             settings[f"{dataset}, {place}"] = crossed(np.stack(values))
@@ -167,10 +168,50 @@ def contrast(runs: Sequence[Run], pairs: Mapping[str, Pair], readings: Pair = (R
     return Contrast(settings, _together(parts), among)
 
 
-def _kept(first: Run, second: Run, readings: Pair) -> bool:
-    return all(
-        reading in run.final.get("predictions", {}) for run, reading in zip((first, second), readings, strict=True)
+def _in_common(methods: Mapping[str, Mapping[int, Run]], pair: Pair, readings: Pair) -> list[int]:
+    """The seeds of which both methods of a pair have predictions of their readings."""
+    kept = (
+        {seed for seed, run in methods.get(name, {}).items() if reading in run.final.get("predictions", {})}
+        for name, reading in zip(pair, readings, strict=True)
     )
+    return sorted(set.intersection(*kept))
+
+
+def declared(
+    runs: Sequence[Run], claims: Mapping[str, Claim | Measured]
+) -> tuple[dict[str, Contrast | None], dict[str, float]]:
+    """What was declared, such as an experiment's `primary`, and its p values: {claim: its contrast, or None where runs
+    are missing}, {claim: p corrected by Holm for all that were declared, of which those not run count as 1}.
+
+    runs: of one profile. A claim needs two seeds of every pair on every data set that it is about.
+    """
+    found = {name: _measured(runs, c) if isinstance(c, Measured) else _claimed(runs, c) for name, c in claims.items()}
+    return found, holm({name: one.mean.p if one else 1.0 for name, one in found.items()})
+
+
+def _claimed(runs: Sequence[Run], claim: Claim) -> Contrast | None:
+    chosen = select(runs, **claim.where)
+    of_sets = [by_method(select(chosen, dataset=name)) for name in {run.config.dataset for run in chosen}]
+    common = [_in_common(methods, pair, claim.readings) for methods in of_sets for pair in claim.pairs.values()]
+    if not common or min(map(len, common)) < 2:
+        return None
+    return contrast(chosen, claim.pairs, claim.readings)
+
+
+def _measured(runs: Sequence[Run], claim: Measured) -> Contrast | None:
+    """By Student's t over seeds, which is all there is of a quantity that no single image has."""
+    methods = by_method(runs)
+
+    def ended(method: str, quantity: str) -> dict[int, float]:
+        return {seed: float(run.at_end(quantity)) for seed, run in methods.get(method, {}).items()}
+
+    ours = ended(*claim.first)
+    theirs = ended(*claim.second) if isinstance(claim.second, tuple) else dict.fromkeys(ours, claim.second)
+    apart = np.array([ours[seed] - theirs[seed] for seed in sorted(ours.keys() & theirs.keys())])
+    n = len(apart)
+    if n < 2:
+        return None
+    return Contrast({}, Estimate(float(apart.mean()), float(apart.std(ddof=1)) / math.sqrt(n), n - 1, n), None)
 
 
 def _together(parts: Sequence[tuple[int, Estimate]]) -> Estimate:

@@ -49,6 +49,30 @@ class Printed:
 
 
 @dataclass(frozen=True)
+class Claim:
+    """A comparison that was declared before its runs were read: of shares of test images that are right.
+
+    pairs: {what to call it: (first, second)} of methods; what is tested is the mean of first less second over them.
+    readings: of the first and of the second. where: {field: value, or several} of the runs that count.
+    """
+
+    pairs: Mapping[str, tuple[str, str]]
+    readings: tuple[str, str] = ("test_reestimated", "test_reestimated")
+    where: Fields = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Such a comparison of another quantity, which runs end with: first less second over the seeds that both have.
+
+    first, second: (method, name of the quantity); or a number for the second.
+    """
+
+    first: tuple[str, str]
+    second: tuple[str, str] | float
+
+
+@dataclass(frozen=True)
 class Experiment:
     """One published experiment.
 
@@ -58,6 +82,7 @@ class Experiment:
     seeds     {profile: how many}
     sweeps    {name: grids}, the most telling grid first: a sweep that is stopped early has what matters most
     printed   {published table: where its cells are among the sweeps}
+    primary   {claim: the comparison}, declared, and corrected for each other: `cnlib.results.declared`
     """
 
     name: str
@@ -68,6 +93,7 @@ class Experiment:
     seeds: Mapping[str, int]
     sweeps: Mapping[str, tuple[Grid, ...]]
     printed: Mapping[str, Printed]
+    primary: Mapping[str, Claim | Measured] = field(default_factory=dict)
 
     def config(
         self, method: str, seed: int = 0, profile: str = "book", setting: Fields | None = None, **changes: Any

@@ -54,12 +54,12 @@ def test_quality_is_forty_cells_at_most_the_most_telling_first():
 
 @pytest.mark.parametrize("claim", PRIMARY)
 def test_every_declared_contrast_has_its_runs(claim):
-    fields, pairs, readings = PRIMARY[claim]
+    asked = PRIMARY[claim]
     every = {WORTH.record_name(c): c for configs in CONFIGS.values() for c in configs}.values()
-    chosen = [c for c in every if all(getattr(c, name) == value for name, value in fields.items())]
-    assert set(fields) == {"dataset"} and pairs
-    for pair in pairs.values():
-        for method, reading in zip(pair, readings, strict=True):
+    chosen = [c for c in every if all(getattr(c, name) == value for name, value in asked.where.items())]
+    assert set(asked.where) == {"dataset"} and asked.pairs
+    for pair in asked.pairs.values():
+        for method, reading in zip(pair, asked.readings, strict=True):
             assert sorted(c.seed for c in chosen if c.method == method) == [0, 1, 2], (claim, method)
             assert reading in READINGS or (method == "bn" and reading.startswith("test_bayes"))
 
@@ -100,8 +100,8 @@ def test_a_contrast_is_made_of_its_two_readings(tmp_path, monkeypatch):
     sweep(configs, tmp_path, progress=False)
     runs, truth = results.load(tmp_path), fetch("digits+negatives").subset(200, 100).test_labels
     monkeypatch.setattr("cnlib.results.contrasts.labels", lambda dataset, size, domain: truth)
-    _, pairs, readings = PRIMARY["2 contexts from the label, 0% corrupted, minus Bayes' rule"]
-    found = results.contrast(runs, pairs, readings)
+    asked = PRIMARY["2 contexts from the label, 0% corrupted, minus Bayes' rule"]
+    found = results.contrast(runs, asked.pairs, asked.readings)
     by = {(run.config.method, run.config.seed): run.final for run in runs}
     expected = [
         by["cn-channels-label-2", s]["test_reestimated_accuracy"] - by["bn", s]["test_bayes_2_0_reestimated_accuracy"]

@@ -31,7 +31,7 @@ def test_the_small_profiles_need_no_data_and_the_others_the_webcams():
 
 
 def test_what_was_declared_names_methods_and_readings():
-    for first, second in daynight.PRIMARY.values():
-        for reading in (first, second):
-            assert isinstance(reading, float) or reading[0] in daynight.METHODS
+    for claim in daynight.PRIMARY.values():
+        for side in (claim.first, claim.second):
+            assert isinstance(side, float) or side[0] in daynight.METHODS
     assert len(daynight.PRIMARY) == 11

@@ -54,13 +54,13 @@ def test_methods_differ_in_their_layer_and_whether_its_ratios_are_learned():
 
 @pytest.mark.parametrize("claim", PRIMARY)
 def test_every_declared_contrast_has_its_runs(claim):
-    fields, pairs, readings = PRIMARY[claim]
+    asked = PRIMARY[claim]
     configs = [c for s in NORMS.sweeps for c in NORMS.configs(s, "reduced").values()]
-    chosen = [c for c in configs if all(getattr(c, name) == value for name, value in fields.items())]
-    for pair in pairs.values():
+    chosen = [c for c in configs if all(getattr(c, name) == value for name, value in asked.where.items())]
+    for pair in asked.pairs.values():
         for method in pair:
             assert sorted(c.seed for c in chosen if c.method == method) == [0, 1, 2], (claim, method)
-    assert set(readings) == {"test_reestimated"}
+    assert set(asked.readings) == {"test_reestimated"}
 
 
 @pytest.mark.parametrize("learned, fixed", [("sn", "sn-fixed"), ("en", "mean3")])

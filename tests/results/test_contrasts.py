@@ -6,9 +6,10 @@ import torch
 
 from cnlib import results
 from cnlib.data import load
-from cnlib.experiments import adamatch, convnet, vit
+from cnlib.experiments import EXPERIMENTS
 from cnlib.records import RECORDS
 from cnlib.results import contrasts
+from cnlib.sweeps import Claim, Measured
 from cnlib.training import Config
 from cnlib.training.records import Run, pack
 
@@ -105,8 +106,8 @@ def test_holm_corrects_as_published():
         results.holm({"a": 0.01, "b": float("nan"), "c": 0.03})
 
 
-def run(method, seed, guesses, dataset="cifar10"):
-    config = Config(method=method, seed=seed, dataset=dataset, test_size=2000)
+def run(method, seed, guesses, dataset="cifar10", **fields):
+    config = Config(method=method, seed=seed, dataset=dataset, test_size=2000, **fields)
     final = {"predictions": {"test_reestimated": pack(torch.as_tensor(guesses))}}
     return Run(f"{dataset}-{method}-s{seed}", config, {}, {}, "finished", final=final)
 
@@ -180,7 +181,60 @@ def test_shipped_labels_are_those_of_the_data(path):
     np.testing.assert_array_equal(results.labels(name, count), data.subset(None, count).test_labels)
 
 
-@pytest.mark.parametrize("module", [adamatch, convnet, vit])
-def test_primary_contrasts_are_of_methods_that_exist(module):
-    methods = module.EXPERIMENT.methods
-    assert all(name in methods for pairs, _ in module.PRIMARY.values() for pair in pairs.values() for name in pair)
+DECLARED = {name: e.primary for name, e in EXPERIMENTS.items() if e.primary}
+
+
+@pytest.mark.parametrize("name", DECLARED)
+def test_declared_comparisons_are_of_methods_and_fields_that_exist(name):
+    methods = EXPERIMENTS[name].methods
+    for claim in DECLARED[name].values():
+        if isinstance(claim, Measured):
+            assert all(side[0] in methods for side in (claim.first, claim.second) if isinstance(side, tuple))
+        else:
+            assert claim.pairs and {name for pair in claim.pairs.values() for name in pair} <= set(methods)
+            assert set(claim.where) <= set(Config.__dataclass_fields__)
+
+
+def test_what_was_declared_is_corrected_for_all_of_it_run_or_not():
+    rng = np.random.default_rng(0)
+    runs = [
+        run(m, s, with_accuracy(rng, "cifar10", share), lr=lr)
+        for m, share in (("bn", 0.5), ("cn", 0.6))
+        for s in range(3)
+        for lr in (0.1, 0.2)
+    ]
+    claims = {
+        "run": Claim({"third": ("cn", "bn")}, where={"lr": 0.1}),
+        "one of its pairs is not": Claim({"third": ("cn", "bn"), "image": ("cn-channels", "bn")}, where={"lr": 0.1}),
+        "not at this rate": Claim({"third": ("cn", "bn")}, where={"lr": 0.3}),
+    }
+    found, p = results.declared(runs, claims)
+    assert [one is None for one in found.values()] == [False, True, True]
+    alone = results.contrast(results.select(runs, lr=0.1), {"third": ("cn", "bn")})
+    assert found["run"] == alone and p["run"] == pytest.approx(3 * alone.mean.p)
+    assert p["not at this rate"] == 1
+    # two rates at once are no setting, and no reason to say that nothing was run
+    with pytest.raises(ValueError, match="lr: 0.2, not 0.1"):
+        results.declared(runs, {"both rates": Claim({"third": ("cn", "bn")})})
+
+
+def test_a_declared_comparison_of_a_quantity_is_a_t_test_over_seeds():
+    rng = np.random.default_rng(0)
+    runs = [run(m, s, with_accuracy(rng, "cifar10", 0.5)) for m in ("bn", "cn") for s in range(4)]
+    for one in runs[:-1]:  # the last seed of cn is missing
+        one.final["gap"] = rng.normal()
+    gaps = {m: [one.final["gap"] for one in runs[:-1] if one.config.method == m] for m in ("bn", "cn")}
+    claims = {
+        "apart": Measured(("cn", "gap"), ("bn", "gap")),
+        "beside a number": Measured(("bn", "gap"), 0.5),
+        "not run": Measured(("mn", "gap"), 0.5),
+    }
+    found, p = results.declared(runs[:-1], claims)
+    assert found["not run"] is None and p["not run"] == 1
+    paired, single = stats.ttest_rel(gaps["cn"], gaps["bn"][:3]), stats.ttest_1samp(gaps["bn"], 0.5)
+    for name, peer in (("apart", paired), ("beside a number", single)):
+        assert found[name].mean.p == pytest.approx(peer.pvalue)
+        assert found[name].mean.interval().low == pytest.approx(peer.confidence_interval().low)
+    # a quantity that a run does not have is no number, and no comparison
+    with pytest.raises(ValueError, match="p of 'apart' is nan"):
+        results.declared(runs, {"apart": claims["apart"]})
