@@ -19,7 +19,7 @@ from cnlib.training.config import Config
 from cnlib.training.metrics import auc
 from cnlib.training.readings import TestSet, first_layer, learned_moments
 from cnlib.training.trainer import TASKS, Trainer
-from cnlib.transfer import TRANSFERS, Moments, gain_and_offset, moments_of, readings, swap
+from cnlib.transfer import TRANSFERS, Moments, gain_and_offset, moments_of, readings, red_over_blue, swap
 
 WAYS = ((0, 1), (1, 0))
 
@@ -201,7 +201,7 @@ class Pairs(Trainer):
                 if (layer := self.learned) is not None:
                     swaps["learned"] = swap(test.x[rows].double(), layer, a, b) * std + mean
                 found = {name: readings(images, white[real]) for name, images in swaps.items()}
-                found["real"] = {"red_blue": float(white[real][:, 0].mean() / white[real][:, 2].mean())}
+                found["real"] = {"red_blue": red_over_blue(white[real])}
                 for name, values in found.items():
                     for reading, value in values.items():
                         sums.setdefault(f"{way}_{name}_{reading}", []).append(value)
@@ -212,8 +212,7 @@ def distance(moments: Moments, source: int, first: tuple[Tensor, Tensor], second
     """The rms difference of two affine maps, (gain, offset) of (C,) each, over the pixels of one context."""
     gain, offset = (a - b for a, b in zip(first, second, strict=True))
     mean, var = moments.mean[source], moments.var[source]
-    squares = gain.square() * (var + mean.square()) + 2 * gain * offset * mean + offset.square()
-    return float(squares.mean().clamp_min(0).sqrt())
+    return float((gain.square() * var + (gain * mean + offset).square()).mean().sqrt())
 
 
 def in_white(moments: Moments, mean: Tensor, std: Tensor) -> Moments:

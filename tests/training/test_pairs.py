@@ -11,8 +11,8 @@ from cnlib.experiments import daynight
 from cnlib.sweeps import estimate
 from cnlib.training import Pairs, read, train
 from cnlib.training.metrics import auc
-from cnlib.training.pairs import contrastive
-from cnlib.transfer import TRANSFERS, affine, color_distance, gain_and_offset, swap
+from cnlib.training.pairs import contrastive, distance
+from cnlib.transfer import TRANSFERS, Moments, affine, color_distance, gain_and_offset, swap
 
 CPU = torch.device("cpu")
 
@@ -99,6 +99,17 @@ def test_the_gap_is_one_at_the_start_and_nothing_at_the_datas_moments():
         far = [(wanted - y).square().mean().sqrt() for y in (swap(x, it.learned, a, b), x)]
         shares.append(float(far[0] / far[1]))
     assert it.way()["swap_gap"] == pytest.approx(np.mean(shares), rel=1e-4)
+
+
+def test_the_distance_of_maps_that_differ_little_far_from_zero():
+    """As over the numbers themselves: what cancels in a sum of squares is 1e12 times what is left."""
+    x = 1e6 + torch.randn(1000, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    var, mean = torch.var_mean(x, correction=0)
+    moments = Moments(mean.view(1, 1), var.view(1, 1), var.view(1, 1).sqrt())
+    one, other = (
+        (torch.tensor([gain]).double(), torch.tensor([offset]).double()) for gain, offset in ((2, -1e6), (1, 0))
+    )
+    assert distance(moments, 0, one, other) == pytest.approx(float((x - 1e6).square().mean().sqrt()), rel=1e-6)
 
 
 def test_the_layers_own_rate_and_no_decay():
