@@ -188,8 +188,6 @@ class AdaMatch(Trainer):
         if distributed.size() > 1 or self.config.validation:
             raise ValueError("adamatch trains in one process and without validation images: expected neither")
         model = super().build(data)
-        if self.options["frozen"]:
-            first_layer(model, self.config).requires_grad_(False)
         if self.options["separate"]:
             for name, layer in [*model.named_modules()]:
                 if isinstance(layer, nn.modules.batchnorm._BatchNorm):

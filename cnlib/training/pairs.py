@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from cnlib.data import ImageData
 from cnlib.data.daynight import split_by_class
@@ -66,12 +66,6 @@ class Pairs(Trainer):
         held_out = {**self.OPTIONS, **dict(config.options)}["held_out"]
         self.times = data.domains
         super().__init__(config, split_by_class(data, held_out, config.seed), device, state)
-
-    def build(self, data: ImageData) -> nn.Module:
-        model = super().build(data)
-        if self.options["frozen"]:
-            first_layer(model, self.config).requires_grad_(False)
-        return model
 
     def parameters(self) -> Any:
         own, factor = [*first_layer(self.model, self.config).parameters()], self.options["cn_lr"]

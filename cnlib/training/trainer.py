@@ -80,8 +80,12 @@ class Trainer:
             self.restore(state)
 
     def build(self, data: ImageData) -> nn.Module:
-        """The network before its first step; what is not to be trained has requires_grad off."""
-        return build_model(self.config, data, self.OPTIONS)
+        """The network before its first step; what is not to be trained has requires_grad off, so of a task with the
+        option `frozen` the layer under test."""
+        model = build_model(self.config, data, self.OPTIONS)
+        if self.options.get("frozen"):
+            first_layer(model, self.config).requires_grad_(False)
+        return model
 
     def find_contexts(self, data: ImageData, soft: bool) -> dict[str, Tensor]:
         """What `build_contexts` returns; once a run, before anything else is set up."""
