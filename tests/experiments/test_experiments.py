@@ -11,7 +11,7 @@ import pytest
 from cnlib import results
 from cnlib.experiments import EXPERIMENTS, convnet
 from cnlib.sweeps import estimate, sweep
-from cnlib.training import Run, Trainer, checkpoint, loop, read, train
+from cnlib.training import TASKS, Run, Trainer, check, checkpoint, loop, read, train
 
 CONVNET = EXPERIMENTS["convnet"]
 
@@ -27,6 +27,13 @@ def test_profiles_change_sizes_only(profile):
 @pytest.mark.parametrize("experiment", EXPERIMENTS.values(), ids=lambda e: e.name)
 def test_a_configuration_knows_its_method(experiment):
     assert [experiment.config(name, profile="paper").method for name in experiment.methods] == [*experiment.methods]
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS.values(), ids=EXPERIMENTS)
+def test_every_configuration_passes_the_check(experiment):
+    for profile in experiment.profiles:
+        for method in experiment.methods:
+            check(experiment.config(method, profile=profile), TASKS)
 
 
 def test_methods_are_bn_mn_cn_and_their_controls():
