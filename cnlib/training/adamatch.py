@@ -122,6 +122,7 @@ TABLES: dict[str, Mapping[str, Any]] = {
     "confidence": CONFIDENCES,
     "pixels": PIXELS,
 }
+LEAST = {"steps": 0, "ratio": 1, "noise_batches": 2}
 
 
 class AdaMatch(Trainer):
@@ -180,6 +181,9 @@ class AdaMatch(Trainer):
         for name, table in TABLES.items():
             if self.options[name] not in table:
                 raise ValueError(f"{name}={self.options[name]!r}: expected one of {', '.join(table)}")
+        for name, least in LEAST.items():
+            if self.options[name] < least:
+                raise ValueError(f"{name}={self.options[name]}: expected {least} or more")
         if len(data.domains) != len(PARTS):
             raise ValueError(
                 f"{data.name} has domains {', '.join(data.domains) or 'none'}: expected a source and a target, such as "
