@@ -176,6 +176,7 @@ class AdaMatch(Trainer):
         "noise_batches": 16,
     }
     HEADLINE = "test_target_accuracy"
+    LENGTH = "steps"
 
     def build(self, data: ImageData) -> nn.Module:
         for name, table in TABLES.items():

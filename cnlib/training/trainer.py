@@ -33,7 +33,8 @@ class Trainer:
     OPTIONS             {name: default} of the configuration's options that are its own; `self.options` has the values
     HEADLINE            the metric by which a run is judged, of its best epoch too; of a loss the least is best
     WHOLE               whether it cannot do with a part of the images, to be timed
-    build, parameters   its network; what of it the optimizer gets, in groups where they differ
+    LENGTH              the option that says how long an epoch is, in proportion, however many images there are
+    build               its network
     find_contexts       where contexts come from
     setup               its streams and test sets, and every torch.Generator it draws from, as attributes of its own
     batches, epoch_steps  what an epoch passes, and how many there are; schedule_steps: over how many the rate moves
@@ -49,6 +50,7 @@ class Trainer:
     OPTIONS: ClassVar[Mapping[str, Any]] = {}
     HEADLINE: ClassVar[str] = "test_accuracy"
     WHOLE: ClassVar[bool] = False
+    LENGTH: ClassVar[str] = ""
 
     def __init__(
         self, config: Config, data: ImageData, device: torch.device, state: dict[str, Any] | None = None

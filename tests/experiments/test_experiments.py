@@ -189,3 +189,22 @@ def test_the_estimate_scales_two_steps_up_to_the_run(monkeypatch):
     monkeypatch.setattr(Trainer, "run_epoch", run_epoch)
     config = tiny(epochs=20, batch_size=50, train_size=400, test_size=100)
     assert estimate(config) == 20 * (2.0 * 4 + 1.0 * 2) and seen == [(100, 50)] * 2
+
+
+@pytest.mark.parametrize(
+    ("name", "method", "option", "steps"), [("adamatch", "bn", "steps", 40), ("blended", "vit", "images", 22)]
+)
+def test_the_estimate_counts_steps_where_an_option_says_how_many(name, method, option, steps, monkeypatch):
+    """Of a run whose epoch is as long as that, with few images and with many."""
+    config = EXPERIMENTS[name].config(method, profile="book")
+    seen = []
+
+    def run_epoch(self):
+        seen.append(self.epoch_steps())
+        return {"train_seconds": 3.0 * self.epoch_steps(), "eval_seconds": 0.0}
+
+    monkeypatch.setattr(TASKS[config.task], "run_epoch", run_epoch)
+    assert option in dict(config.options)
+    assert estimate(config) == config.epochs * steps * 3.0 and seen == [2, 2]
+    half = replace(config, train_size=1024)
+    assert estimate(half) == estimate(config)
