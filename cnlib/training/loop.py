@@ -226,6 +226,7 @@ def _train(
             row = {key: json_number(value) for key, value in metrics.items()}
             # since the row before: writing that row and its checkpoint is in here, nothing is left out
             lines.append({"type": "epoch", "epoch": trainer.epoch, **row, "seconds": now - mark})
+            records.check_numbers(lines[-1], f"{name}, epoch {trainer.epoch}")
             mark = now
             if path and saved and distributed.leader():
                 # the checkpoint carries the lines: whichever of the two files a kill leaves behind, they agree again
