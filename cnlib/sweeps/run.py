@@ -61,7 +61,8 @@ def sweep(
             reported.add(str(error))
             results[name] = "failed"
             continue
-        except Exception:
+        except Exception as error:
+            print(f"error: {name}: {type(error).__name__}", file=sys.stderr, flush=True)
             traceback.print_exc()
             results[name] = "failed"
             continue
