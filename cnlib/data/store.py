@@ -90,7 +90,7 @@ def read_folder(
         raise ValueError(
             f"{folder} lacks {', '.join(missing)}: complete it, or remove the folder to have {name} fetched anew"
         )
-    arrays = {key: _read_array(folder / f"{key}.npy") for key in keys}
+    arrays = {key: read_array(folder / f"{key}.npy") for key in keys}
     _check_sums(folder, name, [f"{key}.npy" for key in keys if not key.endswith("images")])
     if shape is not None and arrays["train_images"].shape[1:] != shape:
         raise ValueError(f"{folder}: images are {arrays['train_images'].shape[1:]}, expected {shape} for {name}")
@@ -107,7 +107,7 @@ def read_folder(
         raise ValueError(f"{folder}: {error}") from error
 
 
-def _read_array(path: Path) -> np.ndarray:
+def read_array(path: Path) -> np.ndarray:
     """Images memory-mapped, anything else as int64. The file's size has to be what its header says."""
     images = path.stem.endswith("images")
     try:
