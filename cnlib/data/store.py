@@ -163,6 +163,7 @@ def write_folder(
     """Write a data set with its checksums: into a folder beside, moved into place when it is whole.
 
     `arrays`: train_images, train_labels, test_images, test_labels, and with `domains` train_domains and test_domains.
+    Raises FileExistsError where the folder holds something else: nothing is overwritten.
     """
     # raises before anything is written
     ImageData(name=folder.name, classes=tuple(classes), domains=tuple(domains), **arrays)
@@ -182,10 +183,14 @@ def write_folder(
         (temporary / SUMS).write_text(sums, encoding="ascii")
         try:
             os.replace(temporary, folder)
-        except OSError:
-            if not (folder / SUMS).is_file():
+        except OSError as error:
+            if not folder.is_dir():
                 raise
-            # another process fetched the same data set meanwhile; its folder is as good as ours
+            # where another process fetched the same data set meanwhile, its folder is as good as ours
+            if _read_sums(folder) != _read_sums(temporary):
+                raise FileExistsError(
+                    f"{folder} is there already and holds something else: remove it, or write to another folder"
+                ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
