@@ -20,10 +20,10 @@ from cnlib.training import checkpoint, distributed, records
 from cnlib.training.allocator import keep_freed_memory
 from cnlib.training.build import check
 from cnlib.training.config import Config
-from cnlib.training.fit import misfit
 from cnlib.training.lines import strict_json
 from cnlib.training.metrics import json_number
 from cnlib.training.progress import reporter
+from cnlib.training.resumable import misfit
 from cnlib.training.trainer import TASKS, Trainer
 
 
