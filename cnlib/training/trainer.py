@@ -122,7 +122,14 @@ class Trainer:
         if count:
             generator = torch.Generator(self.device).manual_seed(self.config.seed)
             batch = next(self.stream(self.train, generator, [()], batch_size=min(count, len(self.train))))
-            first_layer(self.model, self.config).start_from(batch.x, batch.ids)  # type: ignore[operator]
+            self.start_from(batch.x, batch.ids)
+
+    def start_from(self, *given: Tensor | None) -> None:
+        """The layer under test starts from these, as its own `start_from` says. ValueError where it has none."""
+        start = getattr(first_layer(self.model, self.config), "start_from", None)
+        if start is None:
+            raise ValueError(f"norm {self.config.norm!r} cannot start from data: leave out the option that says so")
+        start(*given)
 
     @torch.no_grad()
     def first_inputs(self) -> tuple[Tensor, Batch]:

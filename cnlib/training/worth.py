@@ -110,7 +110,7 @@ class Worth(Told):
         super().setup(data)
         self.plus = None
         if self.options["kmeans"]:
-            first_layer(self.model, self.config).start_from(self.first_inputs()[0])  # type: ignore[operator]
+            self.start_from(self.first_inputs()[0])
         if self.config.contexts == "label":  # also where so many are wrong that nothing tells it any more
             self.superclass = torch.tensor(LABEL_GROUPS[self.config.num_contexts], device=self.device)
 
