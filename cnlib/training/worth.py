@@ -75,6 +75,9 @@ class Worth(Told):
         if self.options["hard"]:
             if not hasattr(layer, "hard"):
                 raise ValueError(f"options: hard is of gated context norm, not of norm {self.config.norm!r}")
+            hot, cold = self.options["hot"], self.options["cold"]
+            if min(hot, cold) <= 0:
+                raise ValueError(f"options: hot={hot}, cold={cold}: expected temperatures above 0")
             layer.hard = True  # type: ignore[assignment]
         for name in ("balance", "kmeans"):
             if self.options[name] and not hasattr(layer, "gate"):
