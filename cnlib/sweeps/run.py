@@ -128,7 +128,9 @@ def estimate(config: Config, device: str = "cpu", data: ImageData | None = None)
     # the sizes are those of the run, cut alike in the data and in the configuration
     whole = data.subset(config.train_size, config.test_size)
     held_out = min(config.validation, config.batch_size)
-    trained = len(whole.train_labels) - config.validation
+    images = len(whole.train_labels)
+    if (trained := images - config.validation) < 1:
+        raise ValueError(f"validation={config.validation}: expected less than the {images} training images")
     task = TASKS[config.task]
     length = {**task.OPTIONS, **dict(config.options)}.get(task.LENGTH)
     # where steps are counted, a batch may have several times its size of one domain

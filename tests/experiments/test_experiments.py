@@ -189,6 +189,8 @@ def test_the_estimate_scales_two_steps_up_to_the_run(monkeypatch):
     monkeypatch.setattr(Trainer, "run_epoch", run_epoch)
     config = tiny(epochs=20, batch_size=50, train_size=400, test_size=100)
     assert estimate(config) == 20 * (2.0 * 4 + 1.0 * 2) and seen == [(100, 50)] * 2
+    with pytest.raises(ValueError, match="validation=500: expected less than the 400 training images"):
+        estimate(replace(config, validation=500))
 
 
 @pytest.mark.parametrize(
