@@ -122,7 +122,7 @@ TABLES: dict[str, Mapping[str, Any]] = {
     "confidence": CONFIDENCES,
     "pixels": PIXELS,
 }
-LEAST = {"steps": 0, "ratio": 1, "noise_batches": 2}
+LEAST = {"ratio": 1, "noise_batches": 2}
 
 
 class AdaMatch(Trainer):

@@ -143,6 +143,8 @@ def check_options(config: Config, others: Mapping[str, Any]) -> None:
         expected, fits = KINDS.get(type(defaults[name]).__name__, ("", lambda _: True))
         if not fits(value):
             raise ValueError(f"options: {name}={value!r}: expected {expected}, as in {name}={defaults[name]!r}")
+        if type(value) is int and type(defaults[name]) is int and value < 0 <= defaults[name]:  # a number of things
+            raise ValueError(f"options: {name}={value}: expected 0 or more")
 
 
 def build_model(config: Config, data: ImageData, others: Mapping[str, Any] = {}) -> nn.Module:

@@ -63,9 +63,11 @@ class Pairs(Trainer):
             raise ValueError("pairs trains in one process and without validation images: expected neither")
         if len(data.domains) != len(WAYS):
             raise ValueError(f"{data.name} has domains {', '.join(data.domains) or 'none'}: expected day and night")
-        held_out = {**self.OPTIONS, **dict(config.options)}["held_out"]
+        options = {**self.OPTIONS, **dict(config.options)}
+        if options["steps"] < 1:
+            raise ValueError(f"steps={options['steps']}: expected 1 or more")
         self.times = data.domains
-        super().__init__(config, split_by_class(data, held_out, config.seed), device, state)
+        super().__init__(config, split_by_class(data, options["held_out"], config.seed), device, state)
 
     def parameters(self) -> Any:
         own, factor = [*first_layer(self.model, self.config).parameters()], self.options["cn_lr"]

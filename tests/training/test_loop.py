@@ -169,6 +169,7 @@ def test_bad_configurations(arguments, message):
         ({"model": "vit", "options": {"patch": 2.0}}, "options: patch=2.0: expected an int, as in patch=4"),
         ({"model": "vit", "options": {"dropout": "x"}}, "options: dropout='x': expected a finite number"),
         ({"task": "pairs", "options": {"held_out": "x"}}, "options: held_out='x': expected an int"),
+        ({"task": "pairs", "options": {"from_data": -3}}, "options: from_data=-3: expected 0 or more"),
         ({"validation": 400}, "validation=400: expected less than the 400"),
     ],
 )

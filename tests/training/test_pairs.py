@@ -159,6 +159,8 @@ def test_what_is_no_set_of_pairs_is_refused():
         train(daynight.config("cn", profile="smoke", dataset="digits"))
     with pytest.raises(ValueError, match="without validation images"):
         train(daynight.config("cn", profile="smoke", validation=10))
+    with pytest.raises(ValueError, match="steps=0: expected 1 or more"):
+        train(daynight.config("cn", profile="smoke", options={"steps": 0}))
 
 
 def test_a_run_goes_on_from_its_state_bit_for_bit():
