@@ -136,14 +136,17 @@ def accuracy(
 ) -> float:
     """Share of the samples whose largest logit is that of their label, all in one batch.
 
-    training: in training mode, as with the statistics of this batch. The model's mode is as before.
+    training: in training mode, as with the statistics of this batch. The modes of the model's layers are as before.
     ValueError where the numbers of rows differ.
     """
     _check_rows("accuracy", x, y=y, ids=ids, responsibilities=responsibilities)
-    mode = model.training
-    with use_context(model, ids, responsibilities):
-        found = model.train(training)(x).argmax(1)
-    model.train(mode)
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        with use_context(model, ids, responsibilities):
+            found = model.train(training)(x).argmax(1)
+    finally:
+        for module, mode in modes:
+            module.training = mode
     return (found == y).double().mean().item()
 
 

@@ -1,1 +1,2 @@
-"""Speed and memory, side by side with peers in one run. The tests run it in small and time nothing."""
+"""What measures and writes records into the package: speed and memory beside peers (`python -m studies`), and what is
+recorded of images and of published ids. The tests run it in small and time nothing."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import numpy as np
 import typer
 
+from cnlib.arguments import explained
 from cnlib.contexts.kmeans import color
 from cnlib.data import load
 from cnlib.results.images import COLORS, STEP
@@ -19,7 +20,8 @@ def ship(datasets: list[str]) -> None:
     import torch
 
     for name in datasets:
-        data = load(name)
+        with explained():
+            data = load(name)
         found = dict(zip(("mean", "std"), np.split(color(data.test_images), 2, axis=1), strict=True))
         kept = {key: pack(torch.from_numpy(np.rint(value / STEP)).flatten()) for key, value in found.items()}
         line = {

@@ -90,6 +90,9 @@ def main(
         Part.train: lambda: ("train", _training().run_throughput(repeats, at)),
         Part.cost: lambda: ("cost", _training().run_cost(repeats, at)),
     }
+    name = f"cpu-{platform.machine()}-{torch.get_num_threads()}-threads" if at.type == "cpu" else _slug(at)
+    path = (PACKAGE if record else HERE / "out") / f"{name}-{only}.jsonl"
+    others = _recorded(path, provenance(at, "synthetic")) if layer else []  # refused before anything is measured
     try:
         kind, rows = run[only]()
     except (ImportError, OSError) as error:  # a package or data that are not here
@@ -99,12 +102,9 @@ def main(
     # not on Windows
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
     header = {"type": "header", "provenance": provenance(at, data), "load": load}
-    name = f"cpu-{platform.machine()}-{torch.get_num_threads()}-threads" if at.type == "cpu" else _slug(at)
-    path = (PACKAGE if record else HERE / "out") / f"{name}-{only}.jsonl"
-    lines = [{"type": kind, **row} for row in rows]
-    if layer:
-        lines = _among(path, header, lines)
-    write_lines(path, [header, *lines])
+    anew = {row.get("layer") for row in rows}
+    kept = [line for line in others if line["layer"] not in anew]
+    write_lines(path, [header, *kept, *({"type": kind, **row} for row in rows)])
     print(f"recorded in {path.relative_to(HERE.parent)}")
 
 
@@ -125,23 +125,19 @@ def _measure_elsewhere(arguments: list[str]) -> int:
     return subprocess.run([sys.executable, "-m", "studies", *arguments], cwd=HERE.parent, check=False).returncode
 
 
-def _among(path: Path, header: dict[str, Any], lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The recorded lines of other layers, each with the commit that it was measured at, and these."""
+def _recorded(path: Path, here: dict[str, Any]) -> list[dict[str, Any]]:
+    """The lines of a record, each with the commit that it was measured at. here: provenance of what is to stand beside
+    them, which has to be alike."""
     from cnlib.training.records import read_lines
 
-    def kept_in_place(provenance: dict[str, Any]) -> dict[str, Any]:
-        return {key: provenance[key] for key in ("device", "threads", "torch")}
-
     try:
-        before, *others = read_lines(path)
+        before, *lines = read_lines(path)
     except OSError as error:
         raise typer.BadParameter(f"there is no record {path.name}: measure all layers first") from error
-    was, now = kept_in_place(before["provenance"]), kept_in_place(header["provenance"])
+    was, now = ({key: one[key] for key in ("device", "threads", "torch")} for one in (before["provenance"], here))
     if was != now:
         raise typer.BadParameter(f"{path.name} was recorded with {was}, this is {now}: measure all layers")
-    anew = {line["layer"] for line in lines}
-    commit = before["provenance"]["commit"]
-    return [{"commit": commit, **line} for line in others if line["layer"] not in anew] + lines
+    return [{"commit": before["provenance"]["commit"], **line} for line in lines]
 
 
 def _layers(budget: float, device: torch.device, names: Sequence[str]) -> list[dict[str, Any]]:

@@ -268,6 +268,7 @@ def main() -> None:
             raise typer.BadParameter(f"{profile!r}: expected one of {', '.join(PROFILES)}", param_hint="--profile")
         with explained():
             source = data.load(dataset)
+            out.mkdir(parents=True, exist_ok=True)  # not after hours
         torch.set_num_threads(threads)
         # recorded: iterations
         warnings.filterwarnings("ignore", message="EM did not reach")

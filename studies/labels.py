@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from cnlib.arguments import explained
 from cnlib.data import load
 from cnlib.results.contrasts import LABELS
 from cnlib.training.records import pack, write_lines
@@ -22,8 +23,9 @@ def ship(
     import torch
 
     for name in datasets:
-        data = load(name)
-        test = data.subset(None, test_size)
+        with explained():
+            data = load(name)
+            test = data.subset(None, test_size)
         chosen = torch.as_tensor(test.test_labels)
         line = {"type": "header", "dataset": name, "data": data.checksum, "labels": pack(chosen)}
         if test.test_domains is not None:

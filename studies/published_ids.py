@@ -80,13 +80,17 @@ def main() -> None:
         """Audit the published ids, and record what chapter 8 and the errata say of them."""
 
         def git(*arguments: str) -> bytes:
-            return subprocess.run(["git", "-C", repository, *arguments], check=True, capture_output=True).stdout
+            done = subprocess.run(["git", "-C", repository, *arguments], capture_output=True)
+            if done.returncode:
+                said = done.stderr.decode(errors="replace").strip()
+                raise ValueError(f"{repository} is no clone of {ADDRESS} with ids of {dataset} (git says: {said})")
+            return done.stdout
 
         with explained():
+            names = {split: name.format(dataset) for split, name in FILES.items()}
+            commit = git("rev-parse", "HEAD").decode().strip()
+            raw = {split: git("show", f"{commit}:{name}") for split, name in names.items()}
             source = data.load(dataset)
-        commit = git("rev-parse", "HEAD").decode().strip()
-        names = {split: name.format(dataset) for split, name in FILES.items()}
-        raw = {split: git("show", f"{commit}:{name}") for split, name in names.items()}
         files = {name: hashlib.sha256(raw[split]).hexdigest() for split, name in names.items()}
         header: Row = {"type": "header", "dataset": dataset, "repository": ADDRESS, "commit": commit, "files": files}
         header["provenance"] = provenance(torch.device("cpu"), source.checksum)

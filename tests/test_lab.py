@@ -130,6 +130,11 @@ def test_accuracy_counts_and_leaves_the_mode() -> None:
         for training in (True, False):
             lab.accuracy(probe.train(mode), x, y, training=training)
             assert probe.seen[-1][2] is training and probe.training is mode
+    mixed = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4).eval())
+    lab.accuracy(mixed, x, y)
+    with pytest.raises(RuntimeError):
+        lab.accuracy(mixed, x[:, :3], y)
+    assert [layer.training for layer in mixed.modules()] == [True, True, False]
 
 
 def test_bad_input_is_refused() -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from cnlib.data.images import ImageData
+from cnlib.data.store import read_array
 
 TIMES = ("day", "night")
 AMOS = "daynight_amos"  # the folder beside the converted one
@@ -42,15 +43,12 @@ def amos(name: str, folder: Path) -> tuple[dict[str, np.ndarray], tuple[str, ...
         )
     arrays = {}
     for part in ("train", "test"):
-        images, labels, cameras = (
-            np.load(place / f"{part}_{what}.npy", allow_pickle=False) for what in ("images", "labels", "cameras")
-        )
-        if images.dtype != np.uint8 or images.shape[1:] != AMOS_SHAPE:
+        images, labels, cameras = (read_array(place / f"{part}_{what}.npy") for what in ("images", "labels", "cameras"))
+        if images.shape[1:] != AMOS_SHAPE:
             expected = f"uint8 (N, {', '.join(map(str, AMOS_SHAPE))})"
             raise ValueError(f"{place / f'{part}_images.npy'} is {images.dtype} {images.shape}, expected {expected}")
         arrays[f"{part}_images"] = reduced(images, 2)
-        arrays[f"{part}_labels"] = cameras.astype(np.int64)
-        arrays[f"{part}_domains"] = labels.astype(np.int64)
+        arrays[f"{part}_labels"], arrays[f"{part}_domains"] = cameras, labels
     return arrays, tuple(f"camera {i}" for i in range(CAMERAS))
 
 

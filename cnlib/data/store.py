@@ -90,7 +90,7 @@ def read_folder(
         raise ValueError(
             f"{folder} lacks {', '.join(missing)}: complete it, or remove the folder to have {name} fetched anew"
         )
-    arrays = {key: _read_array(folder / f"{key}.npy") for key in keys}
+    arrays = {key: read_array(folder / f"{key}.npy") for key in keys}
     _check_sums(folder, name, [f"{key}.npy" for key in keys if not key.endswith("images")])
     if shape is not None and arrays["train_images"].shape[1:] != shape:
         raise ValueError(f"{folder}: images are {arrays['train_images'].shape[1:]}, expected {shape} for {name}")
@@ -107,7 +107,7 @@ def read_folder(
         raise ValueError(f"{folder}: {error}") from error
 
 
-def _read_array(path: Path) -> np.ndarray:
+def read_array(path: Path) -> np.ndarray:
     """Images memory-mapped, anything else as int64. The file's size has to be what its header says."""
     images = path.stem.endswith("images")
     try:
@@ -163,6 +163,7 @@ def write_folder(
     """Write a data set with its checksums: into a folder beside, moved into place when it is whole.
 
     `arrays`: train_images, train_labels, test_images, test_labels, and with `domains` train_domains and test_domains.
+    Raises FileExistsError where the folder holds something else: nothing is overwritten.
     """
     # raises before anything is written
     ImageData(name=folder.name, classes=tuple(classes), domains=tuple(domains), **arrays)
@@ -182,10 +183,14 @@ def write_folder(
         (temporary / SUMS).write_text(sums, encoding="ascii")
         try:
             os.replace(temporary, folder)
-        except OSError:
-            if not (folder / SUMS).is_file():
+        except OSError as error:
+            if not folder.is_dir():
                 raise
-            # another process fetched the same data set meanwhile; its folder is as good as ours
+            # where another process fetched the same data set meanwhile, its folder is as good as ours
+            if _read_sums(folder) != _read_sums(temporary):
+                raise FileExistsError(
+                    f"{folder} is there already and holds something else: remove it, or write to another folder"
+                ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

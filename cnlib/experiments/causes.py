@@ -44,7 +44,7 @@ class Probe(Trainer):
         layer, gain = first_layer(self.model, self.config), self.options["gain"]
         if self.options["first_batch"]:
             x, batch = self.first_inputs()
-            layer.start_from(x, batch.ids)  # type: ignore[operator]
+            self.start_from(x, batch.ids)
         if gain != 1:
             layer.register_forward_hook(lambda _, inputs, output: output * gain)
         if isinstance(layer, ContextNorm):

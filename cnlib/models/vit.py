@@ -129,12 +129,15 @@ class ViT(nn.Module):
         super().__init__()
         size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
         self.expected, self.pixels = (in_channels, *size), (pixels, pixels) if pixels else size
-        if (
-            min(num_classes, in_channels, *size, patch, depth, heads, dim, hidden, num_contexts) < 1
-            or width <= 0
-            or pixels < 0
-        ):
-            raise ValueError("ViT: expected whole numbers of at least 1, a width above 0, and pixels of 0 or more")
+        counts = {"num_classes": num_classes, "in_channels": in_channels, "image_size": min(size)}
+        counts |= {"patch": patch, "depth": depth, "heads": heads, "dim": dim, "hidden": hidden}
+        for name, count in {**counts, "num_contexts": num_contexts}.items():
+            if count < 1:
+                raise ValueError(f"ViT: {name}={count}: expected at least 1")
+        if width <= 0 or min(pixels, key) < 0:
+            raise ValueError(
+                f"ViT: width={width}, pixels={pixels}, key={key}: expected a width above 0, pixels and key of 0 or more"
+            )
         if any(side % patch for side in self.pixels):
             raise ValueError(
                 f"ViT: patch={patch} does not divide an image of {' x '.join(map(str, self.pixels))} pixels"

@@ -61,7 +61,8 @@ def sweep(
             reported.add(str(error))
             results[name] = "failed"
             continue
-        except Exception:
+        except Exception as error:
+            print(f"error: {name}: {type(error).__name__}", file=sys.stderr, flush=True)
             traceback.print_exc()
             results[name] = "failed"
             continue
@@ -127,14 +128,25 @@ def estimate(config: Config, device: str = "cpu", data: ImageData | None = None)
     # the sizes are those of the run, cut alike in the data and in the configuration
     whole = data.subset(config.train_size, config.test_size)
     held_out = min(config.validation, config.batch_size)
-    trained = len(whole.train_labels) - config.validation
-    few = min(trained, 2 * config.batch_size) + held_out, min(len(whole.test_labels), config.batch_size)
-    if TASKS[config.task].WHOLE:
+    images = len(whole.train_labels)
+    if (trained := images - config.validation) < 1:
+        raise ValueError(f"validation={config.validation}: expected less than the {images} training images")
+    task = TASKS[config.task]
+    length = {**task.OPTIONS, **dict(config.options)}.get(task.LENGTH)
+    # where steps are counted, a batch may have several times its size of one domain
+    count = (16 if length else 2) * config.batch_size
+    few = min(trained, count) + held_out, min(len(whole.test_labels), config.batch_size)
+    if task.WHOLE:
         few = len(whole.train_labels), len(whole.test_labels)
     part = whole.subset(*few)
     small = replace(config, train_size=few[0], test_size=few[1], validation=held_out)
-    trainer = TASKS[config.task](small, part, torch.device(device))
+    trainer = task(small, part, torch.device(device))
+    steps = trainer.epoch_steps()
+    if length:
+        trainer.options[task.LENGTH] = max(1, 2 * length // steps)
     trainer.run_epoch()  # allocations, autotuning, compilation
     metrics = trainer.run_epoch()
-    seconds = metrics["train_seconds"] * trained / (few[0] - held_out)
-    return config.epochs * (seconds + metrics["eval_seconds"] * len(whole.test_labels) / few[1])
+    times = steps / trainer.epoch_steps() if length else trained / (few[0] - held_out)
+    return config.epochs * (
+        metrics["train_seconds"] * times + metrics["eval_seconds"] * len(whole.test_labels) / few[1]
+    )

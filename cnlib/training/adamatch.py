@@ -122,6 +122,7 @@ TABLES: dict[str, Mapping[str, Any]] = {
     "confidence": CONFIDENCES,
     "pixels": PIXELS,
 }
+LEAST = {"ratio": 1, "noise_batches": 2}
 
 
 class AdaMatch(Trainer):
@@ -175,11 +176,15 @@ class AdaMatch(Trainer):
         "noise_batches": 16,
     }
     HEADLINE = "test_target_accuracy"
+    LENGTH = "steps"
 
     def build(self, data: ImageData) -> nn.Module:
         for name, table in TABLES.items():
             if self.options[name] not in table:
                 raise ValueError(f"{name}={self.options[name]!r}: expected one of {', '.join(table)}")
+        for name, least in LEAST.items():
+            if self.options[name] < least:
+                raise ValueError(f"{name}={self.options[name]}: expected {least} or more")
         if len(data.domains) != len(PARTS):
             raise ValueError(
                 f"{data.name} has domains {', '.join(data.domains) or 'none'}: expected a source and a target, such as "
@@ -188,8 +193,6 @@ class AdaMatch(Trainer):
         if distributed.size() > 1 or self.config.validation:
             raise ValueError("adamatch trains in one process and without validation images: expected neither")
         model = super().build(data)
-        if self.options["frozen"]:
-            first_layer(model, self.config).requires_grad_(False)
         if self.options["separate"]:
             for name, layer in [*model.named_modules()]:
                 if isinstance(layer, nn.modules.batchnorm._BatchNorm):

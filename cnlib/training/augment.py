@@ -40,7 +40,8 @@ def flip(images: Tensor, generator: Generator) -> Tensor:
 
 
 def shift(most: int, border: str = "constant") -> Augmentation:
-    """Move each by up to `most` pixels in both directions. border: "constant" is black, "reflect" mirrors the image."""
+    """Move each by up to `most` pixels in both directions. border: "constant" is black, "reflect" mirrors the image,
+    which has to be larger than `most` then: a ValueError."""
 
     def shifted(images: Tensor, generator: Generator) -> Tensor:
         n, height, width, _ = images.shape
@@ -57,6 +58,9 @@ def shift(most: int, border: str = "constant") -> Augmentation:
 def _pad(images: Tensor, width: int, border: str) -> Tensor:
     if border == "constant":
         return F.pad(images, (0, 0, width, width, width, width))
+    if width >= min(images.shape[1:3]):
+        height_width = " x ".join(map(str, images.shape[1:3]))
+        raise ValueError(f"crop={width}: expected less than the side of an image of {height_width}, to mirror it there")
     # torch pads by reflection in floating types, along the last axes
     return F.pad(images.permute(0, 3, 1, 2).float(), (width,) * 4, border).permute(0, 2, 3, 1).to(images.dtype)
 

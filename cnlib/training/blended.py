@@ -21,12 +21,15 @@ class Blended(Told):
 
     images: of each set an epoch, 0 for as many as the largest has. from_data: the layer under test, on the image,
     starts from the moments of so many training images. Of the probes: raw, all sets but the first are left at 0 to 255;
-    labels, theirs start at 0; flips, they are mirrored too.
+    labels, theirs start at 0; flips, they are mirrored too. Raises ValueError for data without domains.
     """
 
     OPTIONS = {**Told.OPTIONS, "images": 0, "from_data": 0, "raw": False, "labels": False, "flips": False}
+    LENGTH = "images"
 
     def setup(self, data: ImageData) -> None:
+        if not data.domains:
+            raise ValueError(f"{data.name} has no domains: expected several sets in one, as cifar100+mnist")
         if self.options["labels"]:
             train, test = (labels_from_0(data, part) for part in ("train", "test"))
             data = replace(data, train_labels=train, test_labels=test)

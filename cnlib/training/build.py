@@ -16,7 +16,7 @@ from cnlib.data import ImageData
 from cnlib.models import MODELS
 from cnlib.norm import convert
 from cnlib.norm.registry import NORMS, create
-from cnlib.training.config import Config
+from cnlib.training.config import KINDS, Config
 from cnlib.training.schedule import SCHEDULES
 
 Parameters = Any  # what torch.optim takes
@@ -103,8 +103,11 @@ NORM_OPTIONS = {
 }
 
 
-def check(config: Config, tasks: Collection[str] = ()) -> None:
-    """Raise ValueError where a name in the configuration is in none of the tables."""
+def check(config: Config, tasks: Mapping[str, Any] = {}) -> None:
+    """Raise ValueError where a name in the configuration is in none of the tables, or an option is not as it should be.
+
+    tasks: the Trainer classes by name; without them task and options are not looked at.
+    """
     tables: dict[str, Collection[str]] = {
         "model": MODELS,
         "norm": NORMS,
@@ -117,27 +120,46 @@ def check(config: Config, tasks: Collection[str] = ()) -> None:
     for field, table in tables.items():
         if (value := getattr(config, field)) not in table:
             raise ValueError(f"{field}={value!r}: expected one of {', '.join(table)}")
+    if tasks:
+        check_options(config, tasks[config.task].OPTIONS)
 
 
-def build_model(config: Config, data: ImageData, others: Collection[str] = ()) -> nn.Module:
-    """The configuration's model for this data; weights come from torch's global generator.
+def check_options(config: Config, others: Mapping[str, Any]) -> None:
+    """Raise ValueError for an option that neither model nor task takes, and for one of another kind than its default.
 
-    The model draws its weights before its layers are swapped, so that equal seeds start equal whatever the norm.
-    others: options that are the task's; the model gets the rest. Raises ValueError for one that it does not take, and
-    for a place that it does not have.
+    others: {name: default} of those that are the task's.
     """
-    check(config)
-    _, height, width, channels = data.train_images.shape
-    factory = MODELS[config.model]
-    options = {key: value for key, value in dict(config.options).items() if key not in others}
-    taken = set(inspect.signature(factory).parameters)
-    fields = {name: getattr(config, name) for name in MODEL_FIELDS if name in taken}
-    known = taken - {"num_classes", "in_channels", "image_size", *MODEL_FIELDS}
-    if unknown := options.keys() - known:
+    parameters = inspect.signature(MODELS[config.model]).parameters
+    fixed = ("num_classes", "in_channels", "image_size", *MODEL_FIELDS)
+    known = {name: parameter.default for name, parameter in parameters.items() if name not in fixed}
+    options = dict(config.options)
+    if unknown := options.keys() - known.keys() - others.keys():
         raise ValueError(
             f"options: no {', '.join(sorted(unknown))}; {config.model} takes {', '.join(sorted(known)) or 'none'}, "
             f"{config.task} takes {', '.join(sorted(others)) or 'none'}"
         )
+    defaults = {**known, **others}
+    for name, value in options.items():
+        expected, fits = KINDS.get(type(defaults[name]).__name__, ("", lambda _: True))
+        if not fits(value):
+            raise ValueError(f"options: {name}={value!r}: expected {expected}, as in {name}={defaults[name]!r}")
+        if type(value) is int and type(defaults[name]) is int and value < 0 <= defaults[name]:  # a number of things
+            raise ValueError(f"options: {name}={value}: expected 0 or more")
+
+
+def build_model(config: Config, data: ImageData, others: Mapping[str, Any] = {}) -> nn.Module:
+    """The configuration's model for this data; weights come from torch's global generator.
+
+    The model draws its weights before its layers are swapped, so that equal seeds start equal whatever the norm.
+    others: options that are the task's, with their defaults; the model gets the rest. Raises ValueError for options as
+    `check_options` does, and for a place that it does not have.
+    """
+    check(config)
+    check_options(config, others)
+    _, height, width, channels = data.train_images.shape
+    factory = MODELS[config.model]
+    options = {key: value for key, value in dict(config.options).items() if key not in others}
+    fields = {name: getattr(config, name) for name in MODEL_FIELDS if name in inspect.signature(factory).parameters}
     model = factory(len(data.classes), channels, (height, width), **fields, **options)
     of_norm = NORMS[config.norm].options
     chosen = {name: getattr(config, field) for name, field in NORM_OPTIONS.items() if name in of_norm}

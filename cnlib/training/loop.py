@@ -20,10 +20,10 @@ from cnlib.training import checkpoint, distributed, records
 from cnlib.training.allocator import keep_freed_memory
 from cnlib.training.build import check
 from cnlib.training.config import Config
-from cnlib.training.fit import misfit
 from cnlib.training.lines import strict_json
 from cnlib.training.metrics import json_number
 from cnlib.training.progress import reporter
+from cnlib.training.resumable import misfit
 from cnlib.training.trainer import TASKS, Trainer
 
 
@@ -226,6 +226,7 @@ def _train(
             row = {key: json_number(value) for key, value in metrics.items()}
             # since the row before: writing that row and its checkpoint is in here, nothing is left out
             lines.append({"type": "epoch", "epoch": trainer.epoch, **row, "seconds": now - mark})
+            records.check_numbers(lines[-1], f"{name}, epoch {trainer.epoch}")
             mark = now
             if path and saved and distributed.leader():
                 # the checkpoint carries the lines: whichever of the two files a kill leaves behind, they agree again

@@ -13,7 +13,8 @@ class Observer:
     """Moments of a layer's input and output over all samples and positions seen, for each context and channel.
 
     layer: a norm layer called with (N, C) or (N, C, *). Set `ids` (N,) before each call; None counts all samples as one
-    context. Batches are added up in float64.
+    context. Moments of a sample are around its own mean, and samples are added up in float64: a spread that is small
+    beside the mean is not lost.
     """
 
     def __init__(self, layer: nn.Module, num_contexts: int) -> None:
@@ -32,11 +33,12 @@ class Observer:
 
     def _see(self, _: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         x, y = (t.detach().float().reshape(*t.shape[:2], -1) for t in (inputs[0], output))
-        ids = torch.zeros(len(x), dtype=torch.long, device=x.device) if self.ids is None else self.ids
-        rows = torch.stack([x.sum(2), x.square().sum(2), y.sum(2), y.square().sum(2)], 1)
-        sums = rows.new_zeros(self.num_contexts, *rows.shape[1:]).index_add_(0, ids, rows).cpu().double()
+        ids = torch.zeros(len(x), dtype=torch.long) if self.ids is None else self.ids.cpu()
+        found = [[m.cpu().double() for m in torch.var_mean(t, 2, correction=0)] for t in (x, y)]
+        rows = torch.stack([moment for var, mean in found for moment in (mean, var + mean.square())], 1) * x.shape[2]
+        sums = rows.new_zeros(self.num_contexts, *rows.shape[1:]).index_add_(0, ids, rows)  # (T, 4, C)
         self.sums = sums if self.sums is None else self.sums + sums
-        self.count += ids.bincount(minlength=self.num_contexts).cpu() * x.shape[2]
+        self.count += ids.bincount(minlength=self.num_contexts) * x.shape[2]
 
     def summary(self) -> dict[str, list[float]]:
         """One number a context, NaN where a context was not seen; the rms is over channels.

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from cnlib.data import ImageData
 from cnlib.data.daynight import split_by_class
@@ -19,7 +19,7 @@ from cnlib.training.config import Config
 from cnlib.training.metrics import auc
 from cnlib.training.readings import TestSet, first_layer, learned_moments
 from cnlib.training.trainer import TASKS, Trainer
-from cnlib.transfer import TRANSFERS, Moments, gain_and_offset, moments_of, readings, swap
+from cnlib.transfer import TRANSFERS, Moments, gain_and_offset, moments_of, readings, red_over_blue, swap
 
 WAYS = ((0, 1), (1, 0))
 
@@ -63,15 +63,11 @@ class Pairs(Trainer):
             raise ValueError("pairs trains in one process and without validation images: expected neither")
         if len(data.domains) != len(WAYS):
             raise ValueError(f"{data.name} has domains {', '.join(data.domains) or 'none'}: expected day and night")
-        held_out = {**self.OPTIONS, **dict(config.options)}["held_out"]
+        options = {**self.OPTIONS, **dict(config.options)}
+        if options["steps"] < 1:
+            raise ValueError(f"steps={options['steps']}: expected 1 or more")
         self.times = data.domains
-        super().__init__(config, split_by_class(data, held_out, config.seed), device, state)
-
-    def build(self, data: ImageData) -> nn.Module:
-        model = super().build(data)
-        if self.options["frozen"]:
-            first_layer(model, self.config).requires_grad_(False)
-        return model
+        super().__init__(config, split_by_class(data, options["held_out"], config.seed), device, state)
 
     def parameters(self) -> Any:
         own, factor = [*first_layer(self.model, self.config).parameters()], self.options["cn_lr"]
@@ -201,7 +197,7 @@ class Pairs(Trainer):
                 if (layer := self.learned) is not None:
                     swaps["learned"] = swap(test.x[rows].double(), layer, a, b) * std + mean
                 found = {name: readings(images, white[real]) for name, images in swaps.items()}
-                found["real"] = {"red_blue": float(white[real][:, 0].mean() / white[real][:, 2].mean())}
+                found["real"] = {"red_blue": red_over_blue(white[real])}
                 for name, values in found.items():
                     for reading, value in values.items():
                         sums.setdefault(f"{way}_{name}_{reading}", []).append(value)
@@ -212,8 +208,7 @@ def distance(moments: Moments, source: int, first: tuple[Tensor, Tensor], second
     """The rms difference of two affine maps, (gain, offset) of (C,) each, over the pixels of one context."""
     gain, offset = (a - b for a, b in zip(first, second, strict=True))
     mean, var = moments.mean[source], moments.var[source]
-    squares = gain.square() * (var + mean.square()) + 2 * gain * offset * mean + offset.square()
-    return float(squares.mean().clamp_min(0).sqrt())
+    return float((gain.square() * var + (gain * mean + offset).square()).mean().sqrt())
 
 
 def in_white(moments: Moments, mean: Tensor, std: Tensor) -> Moments:

@@ -101,9 +101,7 @@ def check_lines(lines: list[Line]) -> None:
             done += 1
             if type(line["epoch"]) is not int or line["epoch"] != done or done > config.epochs:
                 raise ValueError(f"line {number} is epoch {line['epoch']!r}: expected {done} of {config.epochs}")
-            for key, value in line.items():
-                if key != "type" and not all(map(_is_number, value if isinstance(value, list) else [value])):
-                    raise ValueError(f"line {number}: {key}={value!r}: expected a number, null or a list of them")
+            check_numbers(line, f"line {number}")
         elif kind == "resume":
             if line["after_epoch"] != done:
                 raise ValueError(f"line {number} resumes after epoch {line['after_epoch']!r}: expected {done}")
@@ -116,8 +114,15 @@ def check_lines(lines: list[Line]) -> None:
             raise ValueError(f"line {number} is of type {kind!r}: expected epoch, resume or final")
 
 
+def check_numbers(line: Line, where: str) -> None:
+    """ValueError where the line of an epoch holds what a record of it cannot: it is not to be written then."""
+    for key, value in line.items():
+        if key != "type" and not all(map(_is_number, value if isinstance(value, list) else [value])):
+            raise ValueError(f"{where}: {key}={value!r:.80}: expected a number, null or a list of them")
+
+
 def _is_number(value: Any) -> bool:
-    return value is None or type(value) in (int, float)
+    return value is None or (isinstance(value, int | float) and not isinstance(value, bool))
 
 
 def as_run(name: str, lines: list[Line]) -> Run:

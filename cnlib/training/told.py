@@ -41,12 +41,6 @@ class Told(Trainer):
 
     OPTIONS = {"frozen": False, "predict": True}
 
-    def build(self, data: ImageData) -> nn.Module:
-        model = super().build(data)
-        if dict(self.config.options).get("frozen"):
-            first_layer(model, self.config).requires_grad_(False)
-        return model
-
     def setup(self, data: ImageData) -> None:
         super().setup(data)
         self.data, self.plus = data, self.tests.pop("test_plus", None)

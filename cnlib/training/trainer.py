@@ -33,7 +33,8 @@ class Trainer:
     OPTIONS             {name: default} of the configuration's options that are its own; `self.options` has the values
     HEADLINE            the metric by which a run is judged, of its best epoch too; of a loss the least is best
     WHOLE               whether it cannot do with a part of the images, to be timed
-    build, parameters   its network; what of it the optimizer gets, in groups where they differ
+    LENGTH              the option that says how long an epoch is, in proportion, however many images there are
+    build               its network
     find_contexts       where contexts come from
     setup               its streams and test sets, and every torch.Generator it draws from, as attributes of its own
     batches, epoch_steps  what an epoch passes, and how many there are; schedule_steps: over how many the rate moves
@@ -49,6 +50,7 @@ class Trainer:
     OPTIONS: ClassVar[Mapping[str, Any]] = {}
     HEADLINE: ClassVar[str] = "test_accuracy"
     WHOLE: ClassVar[bool] = False
+    LENGTH: ClassVar[str] = ""
 
     def __init__(
         self, config: Config, data: ImageData, device: torch.device, state: dict[str, Any] | None = None
@@ -80,8 +82,12 @@ class Trainer:
             self.restore(state)
 
     def build(self, data: ImageData) -> nn.Module:
-        """The network before its first step; what is not to be trained has requires_grad off."""
-        return build_model(self.config, data, self.OPTIONS)
+        """The network before its first step; what is not to be trained has requires_grad off, so of a task with the
+        option `frozen` the layer under test."""
+        model = build_model(self.config, data, self.OPTIONS)
+        if self.options.get("frozen"):
+            first_layer(model, self.config).requires_grad_(False)
+        return model
 
     def find_contexts(self, data: ImageData, soft: bool) -> dict[str, Tensor]:
         """What `build_contexts` returns; once a run, before anything else is set up."""
@@ -116,7 +122,14 @@ class Trainer:
         if count:
             generator = torch.Generator(self.device).manual_seed(self.config.seed)
             batch = next(self.stream(self.train, generator, [()], batch_size=min(count, len(self.train))))
-            first_layer(self.model, self.config).start_from(batch.x, batch.ids)  # type: ignore[operator]
+            self.start_from(batch.x, batch.ids)
+
+    def start_from(self, *given: Tensor | None) -> None:
+        """The layer under test starts from these, as its own `start_from` says. ValueError where it has none."""
+        start = getattr(first_layer(self.model, self.config), "start_from", None)
+        if start is None:
+            raise ValueError(f"norm {self.config.norm!r} cannot start from data: leave out the option that says so")
+        start(*given)
 
     @torch.no_grad()
     def first_inputs(self) -> tuple[Tensor, Batch]:

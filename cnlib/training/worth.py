@@ -75,6 +75,9 @@ class Worth(Told):
         if self.options["hard"]:
             if not hasattr(layer, "hard"):
                 raise ValueError(f"options: hard is of gated context norm, not of norm {self.config.norm!r}")
+            hot, cold = self.options["hot"], self.options["cold"]
+            if min(hot, cold) <= 0:
+                raise ValueError(f"options: hot={hot}, cold={cold}: expected temperatures above 0")
             layer.hard = True  # type: ignore[assignment]
         for name in ("balance", "kmeans"):
             if self.options[name] and not hasattr(layer, "gate"):
@@ -110,7 +113,7 @@ class Worth(Told):
         super().setup(data)
         self.plus = None
         if self.options["kmeans"]:
-            first_layer(self.model, self.config).start_from(self.first_inputs()[0])  # type: ignore[operator]
+            self.start_from(self.first_inputs()[0])
         if self.config.contexts == "label":  # also where so many are wrong that nothing tells it any more
             self.superclass = torch.tensor(LABEL_GROUPS[self.config.num_contexts], device=self.device)
 

@@ -63,6 +63,21 @@ def test_a_written_folder_loads_verifies_and_is_memory_mapped(home):
     assert [p.name for p in home.iterdir()] == ["mine"]
 
 
+def test_nothing_is_overwritten_and_nothing_silently_not_written(home):
+    given = arrays()
+    for _ in range(2):  # equal data sets are one: two processes may fetch it at once
+        cnlib.data.write_folder(home / "mine", given, list("abcde"))
+    before = {path.name: path.read_bytes() for path in (home / "mine").iterdir()}
+    with pytest.raises(FileExistsError, match="mine is there already and holds something else: remove it"):
+        cnlib.data.write_folder(home / "mine", given | {"test_images": 255 - given["test_images"]}, list("abcde"))
+    (home / "other").mkdir()
+    (home / "other" / "notes.txt").write_text("kept")
+    with pytest.raises(FileExistsError, match="other is there already"):
+        cnlib.data.write_folder(home / "other", given, list("abcde"))
+    assert {path.name: path.read_bytes() for path in (home / "mine").iterdir()} == before
+    assert sorted(path.name for path in home.iterdir()) == ["mine", "other"]
+
+
 def test_checksum_sees_every_array():
     given = arrays()
     first = ImageData("x", classes=tuple("abcde"), **given).checksum

@@ -45,6 +45,22 @@ def test_without_the_folder_the_error_says_what_to_do(tmp_path, monkeypatch):
     assert not (tmp_path / "daynight").exists()
 
 
+@pytest.mark.parametrize(
+    "size, message", [(0, "is damaged"), (1000, "is damaged"), (None, "holds float64, expected int")]
+)
+def test_a_damaged_or_wrong_file_is_named(size, message, tmp_path, monkeypatch):
+    monkeypatch.setenv("CNLIB_DATA", str(tmp_path))
+    write(tmp_path / AMOS)
+    path = tmp_path / AMOS / ("test_images.npy" if size is not None else "test_cameras.npy")
+    if size is None:
+        np.save(path, np.load(path) + 0.5)
+    else:
+        path.write_bytes(path.read_bytes()[:size])
+    with pytest.raises(ValueError, match=f"{path.name} {message}"):
+        cnlib.data.load("daynight")
+    assert not (tmp_path / "daynight").exists()
+
+
 def test_photo_places_are_the_same_every_time_and_night_is_darker_and_redder():
     data = photo_places()
     photo_places.cache_clear()

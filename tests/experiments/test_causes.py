@@ -38,6 +38,11 @@ def test_the_first_batch_gives_cn_the_moments_of_its_contexts():
     assert torch.equal(*batches)
 
 
+def test_a_layer_that_cannot_start_from_data_is_named():
+    with pytest.raises(ValueError, match="norm 'bn' cannot start from data: leave out the option"):
+        probe("bn", options={"first_batch": True})
+
+
 def test_a_run_from_the_first_batch_goes_on_bit_for_bit(tmp_path):
     config = CAUSES.config("cn", 0, "smoke", options={"first_batch": True})
     whole = train(config, progress=False)

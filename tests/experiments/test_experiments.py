@@ -11,7 +11,7 @@ import pytest
 from cnlib import results
 from cnlib.experiments import EXPERIMENTS, convnet
 from cnlib.sweeps import estimate, sweep
-from cnlib.training import Run, Trainer, checkpoint, loop, read, train
+from cnlib.training import TASKS, Run, Trainer, check, checkpoint, loop, read, train
 
 CONVNET = EXPERIMENTS["convnet"]
 
@@ -27,6 +27,13 @@ def test_profiles_change_sizes_only(profile):
 @pytest.mark.parametrize("experiment", EXPERIMENTS.values(), ids=lambda e: e.name)
 def test_a_configuration_knows_its_method(experiment):
     assert [experiment.config(name, profile="paper").method for name in experiment.methods] == [*experiment.methods]
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS.values(), ids=EXPERIMENTS)
+def test_every_configuration_passes_the_check(experiment):
+    for profile in experiment.profiles:
+        for method in experiment.methods:
+            check(experiment.config(method, profile=profile), TASKS)
 
 
 def test_methods_are_bn_mn_cn_and_their_controls():
@@ -182,3 +189,24 @@ def test_the_estimate_scales_two_steps_up_to_the_run(monkeypatch):
     monkeypatch.setattr(Trainer, "run_epoch", run_epoch)
     config = tiny(epochs=20, batch_size=50, train_size=400, test_size=100)
     assert estimate(config) == 20 * (2.0 * 4 + 1.0 * 2) and seen == [(100, 50)] * 2
+    with pytest.raises(ValueError, match="validation=500: expected less than the 400 training images"):
+        estimate(replace(config, validation=500))
+
+
+@pytest.mark.parametrize(
+    ("name", "method", "option", "steps"), [("adamatch", "bn", "steps", 40), ("blended", "vit", "images", 22)]
+)
+def test_the_estimate_counts_steps_where_an_option_says_how_many(name, method, option, steps, monkeypatch):
+    """Of a run whose epoch is as long as that, with few images and with many."""
+    config = EXPERIMENTS[name].config(method, profile="book")
+    seen = []
+
+    def run_epoch(self):
+        seen.append(self.epoch_steps())
+        return {"train_seconds": 3.0 * self.epoch_steps(), "eval_seconds": 0.0}
+
+    monkeypatch.setattr(TASKS[config.task], "run_epoch", run_epoch)
+    assert option in dict(config.options)
+    assert estimate(config) == config.epochs * steps * 3.0 and seen == [2, 2]
+    half = replace(config, train_size=1024)
+    assert estimate(half) == estimate(config)

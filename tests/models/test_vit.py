@@ -204,9 +204,11 @@ def test_a_configuration_builds_it_with_a_row_for_each_context():
         ({"heads": 5}, "tokens of 64 numbers for 5 heads"),
         ({"head": "class"}, "head='class': expected one of mean, flatten"),
         ({"dropout": 1.0}, "dropout=1.0"),
-        ({"depth": 0}, "at least 1"),
-        ({"width": 0}, "a width above 0"),
-        ({"pixels": -8}, "pixels of 0 or more"),
+        ({"depth": 0}, "depth=0: expected at least 1"),
+        ({"image_size": (32, 0)}, "image_size=0: expected at least 1"),
+        ({"width": 0}, "width=0.*a width above 0"),
+        ({"pixels": -8}, "pixels=-8.*pixels and key of 0 or more"),
+        ({"key": -4}, "key=-4"),
     ],
 )
 def test_bad_arguments(arguments, message):

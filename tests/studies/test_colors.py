@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+import typer
 
 from cnlib.data import load
 from cnlib.functional import context_norm
@@ -38,5 +39,7 @@ def test_a_layer_acts_on_colors_as_on_images(shipped):
 
 
 def test_an_unknown_set_is_named(shipped):
+    with pytest.raises(typer.BadParameter, match="no data set 'no-such-set'"):
+        study.ship(["no-such-set"])
     with pytest.raises(ValueError, match=r"no colors of 'mnist'.*digits.*python -m studies.colors"):
         reader.colors("mnist")

@@ -45,6 +45,23 @@ def test_the_command_says_what_it_needs():
     assert done.returncode == 2 and "--repository" in done.stderr
 
 
+def test_what_is_no_clone_or_has_no_such_ids_is_said(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("typer")
+    clone, other = tmp_path / "clone", tmp_path / "other"
+    other.mkdir()
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path))
+    identity = ("-c", "user.name=a", "-c", "user.email=a@b.c")
+    subprocess.run(["git", "init", "-q", str(clone)], check=True)
+    subprocess.run(["git", "-C", str(clone), *identity, "commit", "-q", "--allow-empty", "-m", "a"], check=True)
+    for repository, reason in ((clone, "gmm_digits_tr_labels"), (other, "not a git repository")):
+        arguments = ["--repository", str(repository), "--out", str(tmp_path), "--dataset", "digits"]
+        monkeypatch.setattr(sys, "argv", ["published_ids", *arguments])
+        with pytest.raises(SystemExit) as end:
+            study.main()
+        said = " ".join(capsys.readouterr().err.replace("│", "").split())
+        assert end.value.code == 2 and "is no clone of" in said and reason in said
+
+
 def test_the_record_in_the_package_is_whole_and_holds_no_ids():
     path = RECORDS / "audits" / "cifar10.jsonl"
     header, *lines = read_lines(path)

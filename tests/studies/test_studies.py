@@ -114,6 +114,10 @@ def test_one_layer_anew_leaves_the_others_as_they_were(tmp_path, monkeypatch):
     read = measured("layers", path.stem.removesuffix("-layers"))
     assert [row["provenance"]["commit"] for row in read] == ["before", header["provenance"]["commit"]]
 
+    def unmeasured(budget, device, names):
+        raise AssertionError("measured before it was refused")
+
+    monkeypatch.setattr(command, "_layers", unmeasured)
     header["provenance"]["device"] = "another"
     write_lines(path, [header, *rows])
     with pytest.raises(typer.BadParameter, match="another.*measure all layers"):

@@ -65,7 +65,7 @@ def test_other_errors_keep_their_traceback(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(Trainer, "step", wrong)
     assert sweep({"a": tiny()}, tmp_path) == {"a": "failed"}
     error = capsys.readouterr().err
-    assert "Traceback" in error and "ArithmeticError: a fault of ours" in error
+    assert error.startswith("error: a: ArithmeticError\nTraceback") and "ArithmeticError: a fault of ours" in error
 
 
 def test_a_file_system_without_locks_is_no_busy_run(tmp_path, capsys, monkeypatch):

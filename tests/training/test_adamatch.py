@@ -288,6 +288,8 @@ def test_only_weights_decay():
     [
         ({"dataset": "digits", "contexts": "none"}, "has domains none: expected a source and a target"),
         ({"options": {"alignment": "classes"}}, "alignment='classes': expected one of class, all"),
+        ({"options": {"ratio": 0}}, "ratio=0: expected 1 or more"),
+        ({"options": {"noise_batches": 1}}, "noise_batches=1: expected 2 or more"),
         ({"validation": 10}, "without validation images"),
     ],
 )

@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from cnlib.training import Config
-from cnlib.training.augment import flip, resize, rotate, see, usual_view, zoom
+from cnlib.training.augment import flip, resize, rotate, see, shift, usual_view, zoom
 
 
 def seeded(seed=0):
@@ -38,6 +38,13 @@ def test_types_shapes_and_equal_draws(augmentation):
 @pytest.mark.parametrize("augmentation", [rotate(0.0), zoom(0.0), resize((8, 11))])
 def test_nothing_asked_nothing_done(augmentation):
     assert torch.equal(augmentation(picture(4, 8, 11), seeded()), picture(4, 8, 11))
+
+
+def test_a_shift_by_more_than_a_mirrored_image_is_refused():
+    assert shift(7, "reflect")(picture(2, 8, 11), seeded()).shape == (2, 8, 11, 3)
+    assert shift(9)(picture(2, 8, 11), seeded()).shape == (2, 8, 11, 3)
+    with pytest.raises(ValueError, match="crop=8: expected less than the side of an image of 8 x 11"):
+        shift(8, "reflect")(picture(2, 8, 11), seeded())
 
 
 def slopes(images):

@@ -30,6 +30,11 @@ def test_an_epoch_draws_equally_from_sets_of_unequal_size():
     assert trainer("vit").epoch_steps() == 2 * 160 // 64
 
 
+def test_a_single_set_is_refused():
+    with pytest.raises(ValueError, match="digits has no domains: expected several sets in one"):
+        trainer("vit", dataset="digits", contexts="none")
+
+
 def test_the_test_sets_are_apart_and_the_printed_number_is_their_mean():
     it = trainer("cn-channels")
     found = it.run_epoch()

@@ -31,6 +31,17 @@ def record(tmp_path):
     return path
 
 
+@pytest.mark.parametrize("value", [True, "0.5", [[0.5]], {"a": 0.5}])
+def test_what_no_record_can_hold_is_refused_before_it_is_written(value, tmp_path, monkeypatch):
+    """After an epoch that is recorded: it can be read, and the run goes on from it."""
+    monkeypatch.setattr(Trainer, "scores", lambda self, confusion: {"x": value} if self.epoch else {})
+    with pytest.raises(ValueError, match="run, epoch 2: test_x=.*: expected a number, null or a list of them"):
+        train(SMALL, tmp_path / "run.jsonl")
+    assert read(tmp_path / "run.jsonl").epochs["epoch"].tolist() == [1]
+    monkeypatch.undo()
+    assert train(SMALL, tmp_path / "run.jsonl").status == "finished"
+
+
 @pytest.fixture(scope="module")
 def begun(tmp_path_factory):
     """The bytes of record and checkpoint of a run that was stopped after its first epoch."""

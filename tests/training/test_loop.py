@@ -165,6 +165,11 @@ def test_bad_configurations(arguments, message):
         ({"task": "sort"}, "task='sort': expected one of classify"),
         ({"placement": ("conv5",)}, "convnet has no norm slot conv5: its slots are input, conv1"),
         ({"options": {"patch": 4}}, "options: no patch; convnet takes bias, norm, classify takes none"),
+        ({"options": {"bias": 3}}, "options: bias=3: expected True or False, as in bias=False"),
+        ({"model": "vit", "options": {"patch": 2.0}}, "options: patch=2.0: expected an int, as in patch=4"),
+        ({"model": "vit", "options": {"dropout": "x"}}, "options: dropout='x': expected a finite number"),
+        ({"task": "pairs", "options": {"held_out": "x"}}, "options: held_out='x': expected an int"),
+        ({"task": "pairs", "options": {"from_data": -3}}, "options: from_data=-3: expected 0 or more"),
         ({"validation": 400}, "validation=400: expected less than the 400"),
     ],
 )

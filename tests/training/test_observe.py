@@ -37,6 +37,17 @@ def test_moments_a_context_over_batches():
     np.testing.assert_allclose(seen["output_std"], 1 / 3, rtol=1e-3)
 
 
+@pytest.mark.parametrize("shape", [(60, 4), (60, 4, 7, 5)])
+def test_a_small_spread_around_a_large_mean_is_not_lost(shape):
+    x = 3000 + 0.3 * torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    layer = torch.nn.Identity()
+    with Observer(layer, 1) as observer:
+        for part in x.split(25):
+            layer(part)
+    std = x.double().transpose(0, 1).flatten(1).std(1, correction=0)
+    np.testing.assert_allclose(observer.summary()["output_std"], std.square().mean().sqrt(), rtol=1e-3)
+
+
 def test_a_context_not_seen_is_nan_and_the_hook_goes_away():
     layer = cnlib.ContextNorm(2, 2)
     with Observer(layer, 2) as observer:

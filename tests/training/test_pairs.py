@@ -11,8 +11,8 @@ from cnlib.experiments import daynight
 from cnlib.sweeps import estimate
 from cnlib.training import Pairs, read, train
 from cnlib.training.metrics import auc
-from cnlib.training.pairs import contrastive
-from cnlib.transfer import TRANSFERS, affine, color_distance, gain_and_offset, swap
+from cnlib.training.pairs import contrastive, distance
+from cnlib.transfer import TRANSFERS, Moments, affine, color_distance, gain_and_offset, swap
 
 CPU = torch.device("cpu")
 
@@ -101,6 +101,17 @@ def test_the_gap_is_one_at_the_start_and_nothing_at_the_datas_moments():
     assert it.way()["swap_gap"] == pytest.approx(np.mean(shares), rel=1e-4)
 
 
+def test_the_distance_of_maps_that_differ_little_far_from_zero():
+    """As over the numbers themselves: what cancels in a sum of squares is 1e12 times what is left."""
+    x = 1e6 + torch.randn(1000, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    var, mean = torch.var_mean(x, correction=0)
+    moments = Moments(mean.view(1, 1), var.view(1, 1), var.view(1, 1).sqrt())
+    one, other = (
+        (torch.tensor([gain]).double(), torch.tensor([offset]).double()) for gain, offset in ((2, -1e6), (1, 0))
+    )
+    assert distance(moments, 0, one, other) == pytest.approx(float((x - 1e6).square().mean().sqrt()), rel=1e-6)
+
+
 def test_the_layers_own_rate_and_no_decay():
     for method, factor in (("cn", 1), ("cn-fast", 10)):
         it = trainer(method, weight_decay=0.5, warmup=0, schedule="constant")
@@ -148,6 +159,8 @@ def test_what_is_no_set_of_pairs_is_refused():
         train(daynight.config("cn", profile="smoke", dataset="digits"))
     with pytest.raises(ValueError, match="without validation images"):
         train(daynight.config("cn", profile="smoke", validation=10))
+    with pytest.raises(ValueError, match="steps=0: expected 1 or more"):
+        train(daynight.config("cn", profile="smoke", options={"steps": 0}))
 
 
 def test_a_run_goes_on_from_its_state_bit_for_bit():

@@ -209,6 +209,7 @@ def test_features_are_those_of_the_network_without_contexts():
     [
         ("bn", {"options": {"hard": True}}, "hard is of gated context norm, not of norm 'bn'"),
         ("bn", {"options": {"balance": 0.1}}, "balance is of layers with gates, and norm 'bn' has none"),
+        ("gated-4-hard", {"options": {"hot": 0}}, "hot=0, cold=0.5: expected temperatures above 0"),
         ("bn", {"options": {"kmeans": True}}, "kmeans is of layers with gates, and norm 'bn' has none"),
         ("cn-features-4", {"task": "classify"}, "features.*set task='worth'"),
         ("cn-label-2", {"num_contexts": 3}, "num_contexts=3: expected one of 2, 5, 10, 20"),
