@@ -107,3 +107,10 @@ def test_no_registry_hosts_or_machine_paths() -> None:
             text = path.read_text(encoding="utf-8")
             found += [f"{name}: {word}" for word in FORBIDDEN if word in text]
     assert not found
+
+
+def test_a_sample_has_one_name_in_french() -> None:
+    """The glossary's. An "échantillon" is many samples, in French."""
+    pages = [*NOTEBOOKS, *sorted((ROOT / "book").glob("*.md"))]
+    assert "*Observation.*" in (ROOT / "book" / "glossary.md").read_text(encoding="utf-8")
+    assert not [page.name for page in pages if "échantillon" in page.read_text(encoding="utf-8").lower()]
