@@ -56,7 +56,9 @@ def frames(label: str, drawn: Mapping[str, Figure], start: int = 0) -> HTML:
         f'<input type="range" min="0" max="{len(drawn) - 1}" value="{start}" aria-valuetext="{first}" '
         f'oninput="{escape(MOVE)}" style="vertical-align: middle; width: min(20rem, 60%)">'
     )
-    caption = f"<label>{escape(label)} {slider} <output>{first}</output></label>"
+    # as wide as the longest of its texts, or a line would break at some frames and the page would jump
+    room = f"display: inline-block; min-width: {max(map(len, drawn))}ch"
+    caption = f'<label>{escape(label)} {slider} <output style="{room}">{first}</output></label>'
     return HTML(f'<figure style="margin: 0">{pictures}<figcaption style="color: {INK}">{caption}</figcaption></figure>')
 
 

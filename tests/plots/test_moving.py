@@ -33,7 +33,9 @@ def test_one_frame_is_shown_and_all_are_there():
     slider = re.search(r"<input [^>]+>", page).group()
     assert all(part in slider for part in ('max="2"', 'value="1"', 'aria-valuetext="1"'))
     # a label around the slider names it, and what it says stands beside it
-    assert re.search(r"<label>rate &lt;1 <input [^>]+> <output>1</output></label>", page)
+    (room,) = re.findall(r"<label>rate &lt;1 <input [^>]+> <output style=\"([^\"]+)\">1</output></label>", page)
+    # that of the longest text
+    assert "min-width: 3ch" in room
     assert "http" not in page and "<script" not in page
 
 
