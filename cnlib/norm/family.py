@@ -102,10 +102,11 @@ def _repr_of_sample(layer: Norm) -> str:
 class InstanceNorm(Norm, _InstanceNorm):
     """Instance normalization (Ulyanov et al. 2016): moments over the positions of one channel of one sample.
 
-    x: (N, C, *), not torch's (C, *), with at least two positions. Defaults and state dicts are those of
-    ``torch.nn.InstanceNorm``: no affine map, no running moments. With ``track_running_stats`` evaluation uses their
-    running averages; without it, or with it off, the sample's own. Raises ValueError for a single position, where every
-    output would be 0.
+    x: (N, C, *) with at least two positions. One sample alone, (C, *), is no input, as it is of torch's layer: (C, L)
+    is read as (N, C) and refused, (C, H, W) as (N, C, W), refused only where H is not ``num_features``. Give x[None].
+    Defaults and state dicts are those of ``torch.nn.InstanceNorm``: no affine map, no running moments. With
+    ``track_running_stats`` evaluation uses their running averages; without it, or with it off, the sample's own. Raises
+    ValueError for a single position, where every output would be 0.
     """
 
     counts_batches = False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import struct
 from collections.abc import Mapping
 from html import escape
 from typing import TYPE_CHECKING
@@ -41,25 +42,31 @@ def frames(label: str, drawn: Mapping[str, Figure], start: int = 0) -> HTML:
             f"frames takes two figures or more, all of one size, and a start among them: got {len(drawn)} figures of "
             f"{len(sizes)} sizes and start={start}"
         )
+    pngs = {value: _png(figure) for value, figure in drawn.items()}
+    # the place is kept before a frame is decoded; narrower than its pixels, the height follows
+    width, height = struct.unpack(">II", pngs[[*pngs][0]][16:24])
+    size = f'width="{width}" height="{height}" style="height: auto"'
     pictures = "".join(
-        f'<img src="data:image/png;base64,{_png(figure)}" data-value="{escape(value)}" '
-        f'alt="{escape(label)}: {escape(value)}"{"" if i == start else " hidden"}>'
-        for i, (value, figure) in enumerate(drawn.items())
+        f'<img src="data:image/png;base64,{base64.b64encode(png).decode()}" data-value="{escape(value)}" '
+        f'alt="{escape(label)}: {escape(value)}" {size}{"" if i == start else " hidden"}>'
+        for i, (value, png) in enumerate(pngs.items())
     )
     first = escape([*drawn][start])
     slider = (
         f'<input type="range" min="0" max="{len(drawn) - 1}" value="{start}" aria-valuetext="{first}" '
         f'oninput="{escape(MOVE)}" style="vertical-align: middle; width: min(20rem, 60%)">'
     )
-    caption = f"<label>{escape(label)} {slider} <output>{first}</output></label>"
+    # as wide as the longest of its texts, or a line would break at some frames and the page would jump
+    room = f"display: inline-block; min-width: {max(map(len, drawn))}ch"
+    caption = f'<label>{escape(label)} {slider} <output style="{room}">{first}</output></label>'
     return HTML(f'<figure style="margin: 0">{pictures}<figcaption style="color: {INK}">{caption}</figcaption></figure>')
 
 
-def _png(figure: Figure) -> str:
+def _png(figure: Figure) -> bytes:
     import matplotlib
 
     file = io.BytesIO()
     # not cut to what is drawn, or the frames would jump
     with matplotlib.rc_context({"savefig.bbox": "standard"}):
         figure.savefig(file, format="png", dpi=DPI)
-    return base64.b64encode(file.getvalue()).decode()
+    return file.getvalue()

@@ -50,10 +50,9 @@ def read_lines(path: Path) -> list[Line]:
     body, last = content[:start], content[start:]
     expected = checksum_line(body)
     # two marks: one flipped bit leaves one of them
-    if any(mark in last for mark in CHECKSUM_MARKS) and not expected.startswith(last):
-        raise ValueError(f"{path} is damaged: its checksum is not that of its lines: {WAY_OUT}")
+    damaged = any(mark in last for mark in CHECKSUM_MARKS) and not expected.startswith(last)
     verified = last == expected
-    *rows, rest = (body if verified else content).split(b"\n")
+    *rows, rest = (body if verified or damaged else content).split(b"\n")
     lines: list[Line] = []
     for number, row in enumerate(rows, start=1):
         try:
@@ -62,6 +61,11 @@ def read_lines(path: Path) -> list[Line]:
             raise ValueError(f"{path}: not a record of a run (line {number} {error}): {WAY_OUT}") from error
         except (ValueError, RecursionError) as error:
             raise ValueError(f"{path}, line {number} is not JSON ({error}): {WAY_OUT}") from error
+    if damaged:  # in a line that can still be read, or in the checksum itself
+        raise ValueError(
+            f"{path} is damaged: its checksum is not that of its lines; each of the {len(lines)} can be read, so that "
+            f"the changed one is not known: {WAY_OUT}"
+        )
     after_final = bool(rest and lines and lines[-1]["type"] == "final")
     if rest and not expected.startswith(last):
         with suppress(ValueError, RecursionError):  # whole but for its end

@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import http.server
+import itertools
 import os
 import shutil
 import threading
@@ -18,7 +19,8 @@ pytestmark = [
     pytest.mark.skipif("CI" in os.environ, reason="browser tests are for a developer's machine, not for CI"),
     pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on PATH (Debian: apt install chromium)"),
 ]
-SCREENS = {"light": (1280, 900), "dark": (1280, 900), "phone": (390, 844)}
+SIZES = {1280: 900, 390: 844}  # a laptop, a phone
+every_screen = pytest.mark.parametrize(("width", "scheme"), list(itertools.product(SIZES, ("light", "dark"))))
 # What the tools below us write and no page of ours can change.
 KNOWN = {"aria-required-children"}  # docutils: a list whose entries have the more exact role doc-biblioentry
 
@@ -56,12 +58,16 @@ def pages(site: Path) -> list[str]:
     )
 
 
-@pytest.mark.parametrize("screen", SCREENS)
-def test_pages(site: Path, address: str, browser: Any, screen: str) -> None:
+def screen(browser: Any, width: int, scheme: str) -> Any:
+    context = browser.new_context(viewport={"width": width, "height": SIZES[width]}, color_scheme=scheme)
+    context.set_default_timeout(300_000)  # a busy machine is no fault of a page
+    return context
+
+
+@every_screen
+def test_pages(site: Path, address: str, browser: Any, width: int, scheme: str) -> None:
     """Nothing from outside, a silent console, equations as SVG, no sideways scrolling."""
-    width, height = SCREENS[screen]
-    scheme = "dark" if screen == "dark" else "light"
-    context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme)
+    context = screen(browser, width, scheme)
     page = context.new_page()
     faults: list[str] = []
     page.on("request", lambda r: r.url.startswith((address, "data:")) or faults.append(f"asks for {r.url}"))
@@ -110,11 +116,11 @@ def test_each_chapter_has_colab_and_download(site: Path, address: str, browser: 
     page.close()
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_accessibility(site: Path, address: str, browser: Any, scheme: str) -> None:
+@every_screen
+def test_accessibility(site: Path, address: str, browser: Any, width: int, scheme: str) -> None:
     """No serious or critical finding of axe in what the pages themselves bring."""
     axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
-    context = browser.new_context(color_scheme=scheme)
+    context = screen(browser, width, scheme)
     page = context.new_page()
     found = []
     for name in pages(site):
@@ -128,10 +134,19 @@ def test_accessibility(site: Path, address: str, browser: Any, scheme: str) -> N
     assert not found, "\n".join(found)
 
 
-def test_a_figure_moves_by_the_keyboard(site: Path, address: str, browser: Any) -> None:
-    page, moving = browser.new_page(), 0
+PLACE = "box => [box.getBoundingClientRect().top + window.scrollY, box.offsetHeight]"
+
+
+@every_screen
+def test_a_figure_moves_by_the_keyboard(site: Path, address: str, browser: Any, width: int, scheme: str) -> None:
+    """And nothing else moves: figure and slider stay where they are, as high as they were."""
+    context, moving = screen(browser, width, scheme), 0
+    page = context.new_page()
     for name in pages(site):
+        if 'type="range"' not in (site / name).read_text(encoding="utf-8"):
+            continue
         page.goto(f"{address}/{name}")
+        page.evaluate("window.MathJax && MathJax.startup.promise")
         for slider in page.locator("figure input[type=range]").all():
             figure = slider.locator("xpath=ancestor::figure")
             shown = figure.locator("img:visible")
@@ -139,9 +154,14 @@ def test_a_figure_moves_by_the_keyboard(site: Path, address: str, browser: Any) 
             before = shown.get_attribute("alt")
             assert before and before.endswith(f": {slider.get_attribute('aria-valuetext')}")
             slider.focus()
+            places = [box.evaluate(PLACE) for box in (figure, slider)]
             page.keyboard.press("ArrowRight")
             assert shown.count() == 1 and shown.get_attribute("alt") != before
             assert figure.locator("output").inner_text() == slider.get_attribute("aria-valuetext")
+            assert [box.evaluate(PLACE) for box in (figure, slider)] == places, name
+            assert shown.evaluate("frame => frame.width / frame.height") == pytest.approx(
+                shown.evaluate("frame => frame.naturalWidth / frame.naturalHeight"), rel=0.01
+            )
             moving += 1
-    page.close()
+    context.close()
     assert moving or not pages(site)

@@ -1,6 +1,7 @@
 """The extension, and the built pages as files."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -47,6 +48,19 @@ def test_docstrings_are_plain_text() -> None:
 
 def test_built_pages_have_no_dead_link_and_load_nothing_from_outside(site: Path) -> None:
     assert list(faults(site)) == []
+
+
+def test_no_page_is_heavy(site: Path) -> None:
+    """With its own figures under 3 MB; the frames of its sliders, which are in the page itself, under 1.5 MB."""
+    heavy = []
+    for path in [*site.glob("book/*.html"), *site.glob("notebooks/*.html")]:
+        page = path.read_text(encoding="utf-8")
+        figures = [site / "_images" / name for name in set(re.findall(r'src="[^"]*_images/([^"/]+)"', page))]
+        frames = sum(map(len, re.findall(r'src="(data:image/[^"]+)"', page)))
+        whole = path.stat().st_size + sum(figure.stat().st_size for figure in figures)
+        if whole > 3e6 or frames > 1.5e6:
+            heavy.append(f"{path.stem}: {whole / 1e6:.2f} MB, {frames / 1e6:.2f} of frames")
+    assert not heavy
 
 
 def test_built_pages_name_no_place_on_this_machine(site: Path) -> None:

@@ -10,6 +10,7 @@ from cases import GRADIENTS, LAYERS, assert_same, double
 from torch import nn
 from torch.autograd import forward_ad
 from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, linearize, stack_module_state, vjp, vmap
+from torch.nn.utils._per_sample_grad import call_for_per_sample_grads
 
 import cnlib
 
@@ -200,11 +201,34 @@ def test_both_gradients_of_mixtures_agree_everywhere(function, case):
     assert_same(*grads, atol=1e-3, rtol=1e-3)
 
 
-def test_layers_of_a_model_under_vmap_and_grad():
-    """As a user has them: per-sample gradients of a network by torch.func."""
-    model = nn.Sequential(nn.Conv1d(2, 4, 1), cnlib.GroupNorm(2, 4), nn.ReLU(), nn.Flatten(), nn.Linear(12, 1))
+@pytest.mark.parametrize("norm", [cnlib.GroupNorm(2, 4), cnlib.RMSNorm(4), cnlib.BatchNorm(4), cnlib.SwitchableNorm(4)])
+def test_layers_of_a_model_under_vmap_and_grad(norm):
+    """As a user has them, and `book/using.md` says: per-sample gradients of a network by torch.func."""
+    model = nn.Sequential(nn.Conv1d(2, 4, 1), norm, nn.ReLU(), nn.Flatten(), nn.Linear(12, 1))
     x, parameters = torch.randn(5, 2, 3), dict(model.named_parameters())
+    model.train(not list(norm.buffers()))(x)
     rows = vmap(grad(lambda p, s: functional_call(model, p, (s[None],)).sum()), (None, 0))(parameters, x)
-    model(x).sum().backward()
-    for key, parameter in model.named_parameters():
-        assert_same(rows[key].sum(0), parameter.grad, atol=1e-5, rtol=1e-4)
+    for i, sample in enumerate(x):
+        model.zero_grad()
+        model(sample[None]).sum().backward()
+        for key, parameter in model.named_parameters():
+            assert_same(rows[key][i], parameter.grad, atol=1e-5, rtol=1e-4)
+
+
+def test_expanded_weights_are_refused():
+    """Why `book/using.md` names another way: should torch come to take them, the sentence there can go."""
+    model = nn.Sequential(nn.Conv1d(2, 4, 1), cnlib.GroupNorm(2, 4))
+    with pytest.raises(RuntimeError, match="Expanded Weights encountered but cannot handle"):
+        call_for_per_sample_grads(model)(torch.randn(5, 2, 3))
+
+
+def test_instance_norm_reads_a_single_sample_as_a_batch():
+    """As its docstring says."""
+    layer, sample = cnlib.InstanceNorm(4), torch.randn(4, 6, 5)
+    with pytest.raises(ValueError, match="6 channels on axis 1"):
+        layer(sample)
+    with pytest.raises(ValueError, match="1 position per channel"):
+        layer(torch.randn(4, 4))
+    square = torch.randn(3, 4, 5)  # three channels of 4 x 5, for a layer of 4
+    assert torch.equal(layer(square), torch.stack([layer(row[None])[0] for row in square]))
+    assert_same(layer(sample[:, None].transpose(0, 1))[0], nn.InstanceNorm2d(4)(sample))

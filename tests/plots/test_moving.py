@@ -2,6 +2,7 @@
 
 import base64
 import re
+import struct
 
 import pytest
 
@@ -25,12 +26,16 @@ def test_one_frame_is_shown_and_all_are_there():
     assert len(set(pngs)) == 3
     # of one size, or the page would jump
     assert len({png[16:24] for png in pngs}) == 1
+    width, height = struct.unpack(">II", pngs[0][16:24])
+    assert all(f'width="{width}" height="{height}"' in image for image in images)
     assert all(image.count("data:image/png;base64,") == 1 for image in images)
     assert 'alt="rate &lt;1: 2.5"' in images[2] and 'data-value="2.5"' in images[2]
     slider = re.search(r"<input [^>]+>", page).group()
     assert all(part in slider for part in ('max="2"', 'value="1"', 'aria-valuetext="1"'))
     # a label around the slider names it, and what it says stands beside it
-    assert re.search(r"<label>rate &lt;1 <input [^>]+> <output>1</output></label>", page)
+    (room,) = re.findall(r"<label>rate &lt;1 <input [^>]+> <output style=\"([^\"]+)\">1</output></label>", page)
+    # that of the longest text
+    assert "min-width: 3ch" in room
     assert "http" not in page and "<script" not in page
 
 

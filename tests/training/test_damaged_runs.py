@@ -70,6 +70,21 @@ def test_every_flipped_bit_of_a_finished_record_is_found(record):
                 read(record)
 
 
+def test_a_damaged_line_is_named_where_it_cannot_be_read(record):
+    whole = record.read_bytes()
+    for old, new, message in (
+        (b'"epoch": 2', b'"epoch" 2', "run.jsonl, line 3 is not JSON"),
+        (b'"final"', b'"header"', r"run.jsonl: not a record of a run \(line 4 is a second header"),
+        # still JSON: that something has changed is known, and not where
+        (b'"train_loss": 1.0', b'"train_loss": 1.5', r"run.jsonl is damaged: .*each of the 4 can be read"),
+        (b'"sha256": "', b'"sha256": "x', r"run.jsonl is damaged: .*each of the 4 can be read"),
+    ):
+        assert old in whole
+        record.write_bytes(whole.replace(old, new, 1))
+        with pytest.raises(ValueError, match=message):
+            read(record)
+
+
 def test_flipped_bits_of_recorded_runs_are_found(tmp_path):
     draw = random.Random(0)
     for path in draw.sample(sorted(RUNS.glob("*/*.jsonl")), 5):
