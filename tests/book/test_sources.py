@@ -131,3 +131,14 @@ def test_a_sample_has_one_name_in_french() -> None:
     pages = [*NOTEBOOKS, *sorted((ROOT / "book").glob("*.md"))]
     assert "*Observation.*" in (ROOT / "book" / "glossary.md").read_text(encoding="utf-8")
     assert not [page.name for page in pages if "échantillon" in page.read_text(encoding="utf-8").lower()]
+
+
+def test_every_figure_says_in_words_what_it_shows():
+    """Elsewhere the name of a file would be read out; moving figures have words of their own."""
+    missing = []
+    for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
+        for cell in nbformat.read(path, as_version=4).cells:
+            drawn = cell.cell_type == "code" and cell.source.rstrip().endswith("\nfig")
+            if drawn and not cell.metadata.get("mystnb", {}).get("image", {}).get("alt"):
+                missing.append(f"{path.name}: {cell.id}")
+    assert not missing
