@@ -232,9 +232,10 @@ def test_a_declared_comparison_of_a_quantity_is_a_t_test_over_seeds():
     found, p = results.declared(runs[:-1], claims)
     assert found["not run"] is None and p["not run"] == 1
     paired, single = stats.ttest_rel(gaps["cn"], gaps["bn"][:3]), stats.ttest_1samp(gaps["bn"], 0.5)
-    for name, peer in (("apart", paired), ("beside a number", single)):
+    for name, peer, number in (("apart", paired, 0), ("beside a number", single, 0.5)):
         assert found[name].mean.p == pytest.approx(peer.pvalue)
-        assert found[name].mean.interval().low == pytest.approx(peer.confidence_interval().low)
+        # the peer's interval is of the mean itself, ours of what it is more than the number
+        assert found[name].mean.interval().low == pytest.approx(peer.confidence_interval().low - number)
     # a quantity that a run does not have is no number, and no comparison
     with pytest.raises(ValueError, match="p of 'apart' is nan"):
         results.declared(runs, {"apart": claims["apart"]})
