@@ -41,7 +41,7 @@ def test_one_flipped_bit_of_a_header_changes_nothing_or_is_refused(folder, key):
     for bit in range(0, 8 * (len(content) - whole.nbytes), 1 if key == "train_images" else 7):
         path.write_bytes(flipped(content, bit))
         try:
-            read = store._read_array(path)
+            read = store.read_array(path)
         except ValueError as error:
             assert path.name in str(error)
         else:

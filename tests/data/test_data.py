@@ -71,7 +71,7 @@ def test_nothing_is_overwritten_and_nothing_silently_not_written(home):
     with pytest.raises(FileExistsError, match="mine is there already and holds something else: remove it"):
         cnlib.data.write_folder(home / "mine", given | {"test_images": 255 - given["test_images"]}, list("abcde"))
     (home / "other").mkdir()
-    (home / "other" / "notes.txt").write_text("kept")
+    (home / "other" / "notes.txt").write_text("kept", encoding="utf-8")
     with pytest.raises(FileExistsError, match="other is there already"):
         cnlib.data.write_folder(home / "other", given, list("abcde"))
     assert {path.name: path.read_bytes() for path in (home / "mine").iterdir()} == before
