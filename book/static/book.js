@@ -1,6 +1,7 @@
-// A formula wider than the page scrolls inside its box; the keyboard must be able to reach it.
-function reachWideFormulas() {
-  for (const box of document.querySelectorAll("div.math, div.math mjx-container")) {
+// A formula, table or output wider than the page scrolls inside its box; the keyboard must be able to reach it.
+const BOXES = "div.math, div.math mjx-container, .cell_output, .cell_output > *, table, pre";
+function reachWideBoxes() {
+  for (const box of document.querySelectorAll(BOXES)) {
     if (box.scrollWidth > box.clientWidth) {
       box.tabIndex = 0;
     } else {
@@ -10,6 +11,6 @@ function reachWideFormulas() {
 }
 window.addEventListener("load", () => {
   const typeset = window.MathJax?.startup?.promise ?? Promise.resolve();
-  typeset.then(reachWideFormulas);
+  typeset.then(reachWideBoxes);
 });
-window.addEventListener("resize", reachWideFormulas);
+window.addEventListener("resize", reachWideBoxes);
