@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from cnlib.norm import use_context
+from cnlib.norm.statistics import modes_kept
 
 Rows = Tensor | None
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -140,13 +141,8 @@ def accuracy(
     ValueError where the numbers of rows differ.
     """
     _check_rows("accuracy", x, y=y, ids=ids, responsibilities=responsibilities)
-    modes = [(module, module.training) for module in model.modules()]
-    try:
-        with use_context(model, ids, responsibilities):
-            found = model.train(training)(x).argmax(1)
-    finally:
-        for module, mode in modes:
-            module.training = mode
+    with modes_kept(model), use_context(model, ids, responsibilities):
+        found = model.train(training)(x).argmax(1)
     return (found == y).double().mean().item()
 
 

@@ -1,5 +1,6 @@
-// A formula, table or output wider than the page scrolls inside its box; the keyboard must be able to reach it.
-const BOXES = "div.math, div.math mjx-container, .cell_output, .cell_output > *, table, pre";
+// What is wider than the page scrolls inside its box, and the keyboard must be able to reach it. The theme sees to code
+// and to the parts of an output; a formula, a table and an output as a whole are left to this.
+const BOXES = "div.math, div.math mjx-container, .cell_output, table";
 function reachWideBoxes() {
   for (const box of document.querySelectorAll(BOXES)) {
     if (box.scrollWidth > box.clientWidth) {

@@ -114,17 +114,25 @@ def _parts(batch: Any, takes: dict[str, bool]) -> tuple[Any, dict[str, Tensor]]:
 
 
 @contextmanager
-def _as_it_was(model: nn.Module) -> Iterator[None]:
-    """Undo what a pass in training mode changes beside the parameters."""
+def modes_kept(model: nn.Module) -> Iterator[None]:
+    """Every layer of the model is in the mode it was in before, after an error as well."""
     modes = [(module, module.training) for module in model.modules()]
-    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
-    devices = {t.device.index for t in (*model.parameters(), *model.buffers()) if t.device.type == "cuda"}
     try:
-        with torch.random.fork_rng(devices=sorted(devices)):
-            yield
+        yield
     finally:
         for module, mode in modes:
             module.training = mode
+
+
+@contextmanager
+def _as_it_was(model: nn.Module) -> Iterator[None]:
+    """Undo what a pass in training mode changes beside the parameters."""
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    devices = {t.device.index for t in (*model.parameters(), *model.buffers()) if t.device.type == "cuda"}
+    try:
+        with modes_kept(model), torch.random.fork_rng(devices=sorted(devices)):
+            yield
+    finally:
         _copy_back(buffers)
 
 

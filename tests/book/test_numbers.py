@@ -1,6 +1,7 @@
 """Results that a page of prose quotes stand in a notebook that the same line links, where a cell asserts them."""
 
 import re
+from functools import cache
 from pathlib import Path
 
 import nbformat
@@ -10,6 +11,7 @@ ROOT = Path(__file__).parents[2]
 PAGES = sorted((ROOT / "book").glob("*.md"))
 
 
+@cache
 def told(notebook: Path) -> str:
     cells = nbformat.read(notebook, as_version=4).cells
     return "\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
