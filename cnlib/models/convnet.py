@@ -17,8 +17,8 @@ class ConvNet(nn.Sequential):
     """conv 5x5 (64), conv 5x5 (128), conv 5x5 (128), conv 3x3 (256), average pool, linear.
 
     (N, in_channels, H, W) -> (N, num_classes). Each convolution is followed by a norm layer and ReLU, the first
-    three by a max pool. Layers are called conv1, norm1, relu1, pool1, ... ; `norm` makes every norm layer, and norm0,
-    on the image, is an empty place (CN-Channels goes there).
+    three by a max pool. Layers are called conv1, norm1, relu1, pool1, ... ; `norm` makes these norm layers. Two more are
+    empty places: norm0 on the image, where CN-Channels goes, and norm5 on the logits.
     width: factor on all channel counts (1.0: Table IV). image_size: (height, width), or one number for both, to check
     the input. bias: of the convolutions; a norm layer's own shift makes it redundant, so it is off unless you take
     norms away.
@@ -30,7 +30,11 @@ class ConvNet(nn.Sequential):
     Source: ICDM paper, Table IV, after Kalayeh & Shah (2019).
     """
 
-    SLOTS: ClassVar[dict[str, str]] = {"input": "norm0", **{name: f"norm{name[-1]}" for name in WIDTHS}}
+    SLOTS: ClassVar[dict[str, str]] = {
+        "input": "norm0",
+        **{name: f"norm{name[-1]}" for name in WIDTHS},
+        "logits": "norm5",
+    }
 
     def __init__(
         self,
@@ -62,6 +66,7 @@ class ConvNet(nn.Sequential):
         self.pool4 = nn.AdaptiveAvgPool2d(1)
         self.flatten = nn.Flatten()
         self.linear = nn.Linear(channels, num_classes)
+        self.norm5 = Place(num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
         if x.ndim != 4 or x.shape[1:] != self.expected:

@@ -54,7 +54,8 @@ class Worth(Told):
     told a context, "test_shuffled_reestimated", contexts of other images, and "test_constant_accuracy", a number for
     each context told to all; and where contexts are made from labels "test_corrupted_RATE_reestimated". Not told,
     "test_bayes_T_RATE_reestimated": what Bayes' rule makes of each context that can be made from these labels
-    (`LABEL_GROUPS`, `combine`). Each with accuracy, loss and predictions. "context_bits" and "test_context_bits":
+    (`LABEL_GROUPS`, `combine`); and where there are domains "test_bayes_domain_reestimated": of the domain, with
+    p(domain | label) counted on the training images. Each with accuracy, loss and predictions. "context_bits" and "test_context_bits":
     mutual information of contexts and classes, the plug-in estimate, which is (T - 1)(K - 1) / (2 N ln 2) too high
     where there is none.
     """
@@ -172,13 +173,23 @@ class Worth(Told):
 
     def told_afterwards(self) -> dict[str, Tensor]:
         """Logits on the test images, combined with contexts that the network has not seen."""
-        logits = self.logits_on(self.tests["test"].split)
-        return {
+        split = self.tests["test"].split
+        logits = self.logits_on(split)
+        known = {
             f"test_bayes_{count}_{rate:g}": combine(logits, ids.to(self.device), given_label)
             for count, table in LABEL_GROUPS.items()
             if len(table) == self.num_classes
             for rate, (ids, given_label) in self.made_from_labels(count).items()
         }
+        if (domains := split.alongside.get("domains")) is not None:
+            known["test_bayes_domain"] = combine(logits, domains, self.domains_given_label())
+        return known
+
+    def domains_given_label(self) -> Tensor:
+        """p(domain | label), (K, T), counted on the training images, each pair once more than it occurs."""
+        labels, domains = (self.train.alongside[name].cpu().numpy() for name in ("labels", "domains"))
+        counts = contingency(domains, labels, len(self.data.domains), self.num_classes) + 1.0
+        return torch.from_numpy(counts / counts.sum(0)).t()
 
     def made_from_labels(self, count: int) -> dict[float, tuple[Tensor, Tensor]]:
         """{rate: (ids (N,) of the test images, p(c | y))}: what contexts from labels, so many, are at each rate."""

@@ -1,0 +1,107 @@
+"""Two networks with a view each: what one sees the other does not, and a guess is told as it was made."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+import cnlib
+from cnlib.contexts.bayes import combine
+from cnlib.data import load
+from cnlib.experiments import second_view
+from cnlib.experiments.learned_norms import digits_at_16
+from cnlib.experiments.second_view import GUESSES, PRIMARY, halves, seen_by_others
+from cnlib.training import Worth
+from cnlib.training.loop import fetch
+from cnlib.training.records import read_lines, unpack
+
+
+def test_the_views_share_no_pixel_and_the_networks_no_training_image():
+    data = digits_at_16()
+    left, right = halves(data), halves(data, right=True)
+    np.testing.assert_array_equal(np.concatenate([left.test_images, right.test_images], 2), data.test_images)
+    both = np.concatenate([left.train_images, seen_by_others(data)], 2)
+    np.testing.assert_array_equal(both, data.train_images[::2])
+    np.testing.assert_array_equal(right.train_images, data.train_images[1::2, :, 8:])
+    assert len(left.train_labels) + len(right.train_labels) == len(data.train_labels)
+    assert (left.name, right.name) == ("digits-16-left", "digits-16-right")
+
+
+def test_a_guess_depends_on_the_right_half_alone(monkeypatch):
+    data, told = digits_at_16(), second_view.digits_left()
+    dark = {name: getattr(data, name).copy() for name in ("train_images", "test_images")}
+    for images in dark.values():
+        images[:, :, :8] = 0
+    monkeypatch.setattr(second_view, "digits_at_16", lambda: replace(data, **dark))
+    other = second_view.digits_left.__wrapped__()
+    assert not other.test_images.any() and told.test_images.any()
+    for name in ("train_domains", "test_domains"):
+        np.testing.assert_array_equal(getattr(other, name), getattr(told, name))
+    right = (told.test_domains == told.test_labels).mean()
+    assert 0.5 < right < 0.95, "worth being told, and wrong often enough"
+
+
+def test_the_kept_guesses_are_of_the_images_that_they_are_told_with():
+    (kept,) = read_lines(GUESSES / "cifar10.jsonl")
+    train, test = unpack(kept["train"]), unpack(kept["test"])
+    assert (len(train), len(test)) == (25_000, 10_000) and {*train} == {*test} == {*range(10)}
+    assert kept["config"]["dataset"] == "cifar10-right" and kept["config"]["norm"] == "bn"
+    try:
+        data = load("cifar10-left")
+    except (ConnectionError, ImportError, OSError):
+        pytest.skip("needs CIFAR-10 in $CNLIB_DATA")
+    assert data.train_images.shape == (25_000, 32, 16, 3) and len(data.domains) == 10
+    for part in ("train", "test"):
+        right = (getattr(data, f"{part}_domains") == getattr(data, f"{part}_labels")).mean()
+        assert right == pytest.approx(kept["right"][part])
+
+
+def test_guesses_of_other_images_are_refused(monkeypatch):
+    monkeypatch.setattr(second_view, "load", lambda name: digits_at_16())
+    with pytest.raises(ValueError, match="cifar10 here is .*, the kept guesses are of .*studies.guesses"):
+        second_view.cifar10_left.__wrapped__()
+
+
+def test_every_declared_contrast_has_its_runs():
+    runs = [*second_view.EXPERIMENT.configs("second-view", "reduced").values()]
+    assert len(runs) == 15
+    for claim in PRIMARY.values():
+        for pair in claim.pairs.values():
+            assert all(sorted(c.seed for c in runs if c.method == method) == [0, 1, 2] for method in pair)
+
+
+def test_methods_differ_in_the_layer_and_what_it_is_told_only():
+    plain = second_view.config("bn", profile="reduced").to_dict()
+    for name in second_view.METHODS:
+        other = second_view.config(name, profile="reduced").to_dict()
+        differ = {key for key in plain if plain[key] != other[key]}
+        assert differ <= {"method", "norm", "placement", "contexts", "num_contexts", "encoder"}
+
+
+def worth(method):
+    config = second_view.config(method, profile="smoke")
+    return Worth(config, fetch(config.dataset).subset(config.train_size, config.test_size), torch.device("cpu"))
+
+
+def test_bayes_rule_with_the_domain():
+    one = worth("bn")
+    one.model_read = one.model.eval()
+    split, train = one.tests["test"].split, one.train.alongside
+    table = torch.ones(10, 10, dtype=torch.float64)  # (K, T)
+    for label, domain in zip(train["labels"], train["domains"], strict=True):
+        table[label, domain] += 1
+    given = table / table.sum(1, keepdim=True)
+    expected = one.logits_on(split) + given.log()[:, split.alongside["domains"]].t()
+    torch.testing.assert_close(one.told_afterwards()["test_bayes_domain"], expected, check_dtype=False)
+
+
+def test_context_norm_on_the_logits_can_be_bayes_rule():
+    """(15.9): a mean of minus log p(c | y), a deviation of 1."""
+    given = torch.softmax(torch.randn(10, 4, dtype=torch.float64), 1)  # p(c | y), (K, T)
+    layer = cnlib.ContextNorm(10, 4).double()
+    with torch.no_grad():
+        layer.mean.copy_(-given.log().t())
+        layer.log_var.fill_(np.log(1 - layer.eps))
+    logits, ids = torch.randn(32, 10, dtype=torch.float64), torch.arange(32) % 4
+    torch.testing.assert_close(layer(logits, ids), combine(logits, ids, given))

@@ -1,0 +1,27 @@
+"""Guesses are of one network, at the pictures that it was not trained on."""
+
+import numpy as np
+import pytest
+import typer
+
+from cnlib.experiments.learned_norms import digits_at_16
+from cnlib.training.records import read_lines, unpack
+from studies import guesses
+
+
+def test_guesses_are_made_written_and_scored(tmp_path, capsys):
+    guesses.ship("digits-16", epochs=2, out=tmp_path)
+    (kept,) = read_lines(tmp_path / "digits-16.jsonl")
+    data = digits_at_16()
+    train, test = unpack(kept["train"]), unpack(kept["test"])
+    assert len(train) == len(data.train_labels[::2]) and len(test) == len(data.test_labels)
+    assert kept["right"]["train"] == np.mean(train == data.train_labels[::2])
+    assert kept["right"]["test"] == np.mean(test == data.test_labels) > 0.15
+    assert kept["data"] == data.checksum and kept["config"]["epochs"] == 2
+    assert f"right on {kept['right']['train']:.1%} of {len(train)} training" in capsys.readouterr().out
+
+
+def test_a_set_that_is_not_there_is_wrong_usage(tmp_path):
+    with pytest.raises(typer.BadParameter, match="no data set 'nonsense'"):
+        guesses.ship("nonsense", out=tmp_path)
+    assert not [*tmp_path.iterdir()]
