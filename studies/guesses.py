@@ -1,5 +1,4 @@
-"""Ship what a network guesses that saw the right halves of pictures, so that chapter 15 can tell it to one that sees the
-left ones.
+"""Ship what a network guesses that saw the right halves of pictures: chapter 15 tells it to one that sees the left ones.
 
 python -m studies.guesses
 """
@@ -63,9 +62,8 @@ def ship(
         "test": pack(test_guesses),
     }
     write_lines((out or GUESSES) / f"{dataset}.jsonl", [line])
-    print(
-        f"{dataset}: right on {right['train']:.1%} of {len(train_guesses)} training and {right['test']:.1%} of test images"
-    )
+    train_right, test_right = (f"{share:.1%}" for share in right.values())
+    print(f"{dataset}: right on {train_right} of {len(train_guesses)} training and {test_right} of test images")
 
 
 if __name__ == "__main__":

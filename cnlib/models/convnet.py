@@ -17,8 +17,8 @@ class ConvNet(nn.Sequential):
     """conv 5x5 (64), conv 5x5 (128), conv 5x5 (128), conv 3x3 (256), average pool, linear.
 
     (N, in_channels, H, W) -> (N, num_classes). Each convolution is followed by a norm layer and ReLU, the first
-    three by a max pool. Layers are called conv1, norm1, relu1, pool1, ... ; `norm` makes these norm layers. Two more are
-    empty places: norm0 on the image, where CN-Channels goes, and norm5 on the logits.
+    three by a max pool. Layers are called conv1, norm1, relu1, pool1, ... ; `norm` makes these norm layers. Two more
+    are empty places: norm0 on the image, where CN-Channels goes, and norm5 on the logits.
     width: factor on all channel counts (1.0: Table IV). image_size: (height, width), or one number for both, to check
     the input. bias: of the convolutions; a norm layer's own shift makes it redundant, so it is off unless you take
     norms away.

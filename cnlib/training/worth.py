@@ -55,9 +55,9 @@ class Worth(Told):
     each context told to all; and where contexts are made from labels "test_corrupted_RATE_reestimated". Not told,
     "test_bayes_T_RATE_reestimated": what Bayes' rule makes of each context that can be made from these labels
     (`LABEL_GROUPS`, `combine`); and where there are domains "test_bayes_domain_reestimated": of the domain, with
-    p(domain | label) counted on the training images. Each with accuracy, loss and predictions. "context_bits" and "test_context_bits":
-    mutual information of contexts and classes, the plug-in estimate, which is (T - 1)(K - 1) / (2 N ln 2) too high
-    where there is none.
+    p(domain | label) counted on the training images. Each with accuracy, loss and predictions. "context_bits" and
+    "test_context_bits": mutual information of contexts and classes, the plug-in estimate, which is
+    (T - 1)(K - 1) / (2 N ln 2) too high where there is none.
     """
 
     OPTIONS = {
