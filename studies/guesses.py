@@ -1,4 +1,4 @@
-"""Ship what a network guesses that saw the right halves of pictures: chapter 15 tells it to one that sees the left ones.
+"""Ship what a network guesses that saw right halves of pictures: chapter 15 tells it to one that sees the left halves.
 
 python -m studies.guesses
 """
