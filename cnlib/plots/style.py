@@ -46,6 +46,7 @@ SUFFIXES: dict[str, tuple[Line, str]] = {
     "+": ("-.", "+"),
     "em": ("-.", " (EM)"),
     "channels": ((0, (9, 2)), " on the image"),
+    "logits": ((0, (2, 1, 8, 1)), " on the logits"),
     "patches": ((0, (5, 1, 5, 4)), " on patches"),
     "random": ("--", ", random contexts"),
     "one": (":", ", one context"),
