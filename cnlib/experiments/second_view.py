@@ -85,6 +85,12 @@ def cifar10_left() -> ImageData:
 
 EMBEDDED.update({"digits-left": digits_left, "cifar10-left": cifar10_left})
 GUESS: Fields = {"contexts": "domain", "num_contexts": 10}
+SIZES: dict[str, Fields] = {
+    **PROFILES,
+    **{name: {**PROFILES[name], "dataset": "digits-left"} for name in ("smoke", "book")},
+    # all images, and seven times the steps of "reduced"
+    "narrow": {**PROFILES["narrow"], "epochs": 30},
+}
 METHODS: dict[str, Fields] = {
     "bn": {"norm": "bn"},
     "cn-channels": {**IMAGE, **GUESS},
@@ -106,7 +112,7 @@ EXPERIMENT = Experiment(
     about="CN told a guess at the class by a network that saw the other half of the picture",
     methods=METHODS,
     published={**PUBLISHED, "dataset": "cifar10-left"},
-    profiles=PROFILES | {name: {**PROFILES[name], "dataset": "digits-left"} for name in ("smoke", "book")},
+    profiles=SIZES,
     seeds=SEEDS,
     sweeps={"second-view": (Grid(tuple(METHODS), ({},)),)},
     printed={},
