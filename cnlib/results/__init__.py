@@ -10,7 +10,7 @@ cnlib.results.reproduction(runs)                           # every published num
 """
 
 from cnlib.results.benchmarks import machines, measured
-from cnlib.results.contrasts import Contrast, Estimate, contrast, correct, crossed, declared, holm, labels
+from cnlib.results.contrasts import Contrast, Estimate, contrast, correct, crossed, declared, domains, holm, labels
 from cnlib.results.formats import to_numbers, to_text
 from cnlib.results.images import Colors, MixtureRecord, colors, mixture_record
 from cnlib.results.intervals import Difference, Interval, difference, final, interval, paired, reestimated
@@ -35,6 +35,7 @@ __all__ = [
     "crossed",
     "declared",
     "difference",
+    "domains",
     "experiments",
     "final",
     "holm",

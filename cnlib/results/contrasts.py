@@ -85,20 +85,28 @@ class Contrast:
 
 def labels(dataset: str, test_size: int | None, domain: int | None = None) -> np.ndarray:
     """The classes (N,) of the test images of recorded runs, in their order, from the package; or of one domain's."""
+    found = _shipped(dataset, test_size, "labels")
+    return found if domain is None else found[domains(dataset, test_size) == domain]
+
+
+def domains(dataset: str, test_size: int | None) -> np.ndarray:
+    """The domains (N,) of the same images, in the same order."""
+    return _shipped(dataset, test_size, "domains")
+
+
+def _shipped(dataset: str, test_size: int | None, what: str) -> np.ndarray:
     path = LABELS / f"{dataset}-{test_size or 'all'}.jsonl"
-    if not path.is_file():
-        known = ", ".join(sorted(file.stem for file in LABELS.glob("*.jsonl"))) or "none"
-        raise ValueError(f"no labels of {path.stem} in the package: there are {known}; `python -m studies.labels` adds")
-    found = _labels(path)
-    if domain is None:
-        return found["labels"]
-    if "domains" not in found:
-        raise ValueError(f"no domains of {path.stem} in the package: `python -m studies.labels` adds")
-    return found["labels"][found["domains"] == domain]
+    known = ", ".join(sorted(file.stem for file in LABELS.glob("*.jsonl"))) or "none"
+    found = _columns(path) if path.is_file() else {}
+    if what not in found:
+        raise ValueError(
+            f"no {what} of {path.stem} in the package: there are {known}; `python -m studies.labels` adds to them"
+        )
+    return found[what]
 
 
 @cache
-def _labels(path: Path) -> dict[str, np.ndarray]:
+def _columns(path: Path) -> dict[str, np.ndarray]:
     header = read_lines(path)[0]
     return {key: unpack(header[key]) for key in ("labels", "domains") if key in header}
 

@@ -160,7 +160,7 @@ def test_what_cannot_be_contrasted_is_an_error():
         results.labels("cifar10", 2000, domain=0)
 
 
-@pytest.mark.parametrize(("experiment", "least"), [("convnet", 36), ("adamatch", 19)])
+@pytest.mark.parametrize(("experiment", "least"), [("convnet", 36), ("adamatch", 19), ("second_view", 15)])
 def test_shipped_labels_give_every_recorded_accuracy(experiment, least):
     runs = [r for r in results.load(experiment) if "predictions" in r.final]
     assert len(runs) >= least
@@ -178,7 +178,10 @@ def test_shipped_labels_are_those_of_the_data(path):
     except (OSError, ValueError):
         pytest.skip(f"{name} is not here")
     count = None if size == "all" else int(size)
-    np.testing.assert_array_equal(results.labels(name, count), data.subset(None, count).test_labels)
+    test = data.subset(None, count)
+    np.testing.assert_array_equal(results.labels(name, count), test.test_labels)
+    if test.test_domains is not None:
+        np.testing.assert_array_equal(results.domains(name, count), test.test_domains)
 
 
 DECLARED = {name: e.primary for name, e in EXPERIMENTS.items() if e.primary}
