@@ -44,7 +44,8 @@ def test_bayes_rule_by_hand():
     one.model_read = one.model.eval()
     plain = one.logits_on(one.tests["test"].split)
     found = one.told_afterwards()
-    assert list(found) == [f"test_bayes_{t}_{rate:g}" for t in (2, 5, 10) for rate in (0, 0.25, 0.5, 0.75, 1)]
+    rates = (0, 0.25, 0.5, 0.75, 1)
+    assert list(found) == [*(f"test_bayes_{t}_{rate:g}" for t in (2, 5, 10) for rate in rates), "test_bayes_domain"]
     made = one.made_from_labels(5)
     for rate, floor in ((0.0, 1e-12), (0.25, 0.05), (1.0, 0.2)):
         ids, table = made[rate][0], torch.tensor(LABEL_GROUPS[5])
