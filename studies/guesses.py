@@ -1,6 +1,7 @@
-"""Ship what a network guesses that saw right halves of pictures: chapter 15 tells it to one that sees the left halves.
+"""Ship what a network guesses that saw halves of pictures: chapter 15 tells it to one that sees the left halves.
 
 python -m studies.guesses
+python -m studies.guesses --side left
 """
 
 from __future__ import annotations
@@ -16,15 +17,16 @@ from cnlib.arguments import explained
 
 def ship(
     dataset: str = "cifar10",
-    epochs: Annotated[int, typer.Option(help="over 25,000 right halves")] = 10,
+    side: Annotated[str, typer.Option(help="the half that it sees: right or left")] = "right",
+    epochs: Annotated[int, typer.Option(help="over 25,000 halves")] = 10,
     out: Annotated[Path | None, typer.Option(help="folder; by default the package's records")] = None,
 ) -> None:
-    """Train the ConvNet of chapter 9 with BN on the right halves of every second training image, the second, fourth,
-    ..., and write its guesses at the right halves of the other training images and of the test images."""
+    """Train the ConvNet of chapter 9 with BN on these halves of every second training image, the second, fourth, ...,
+    and write its guesses at the same halves of the other training images and of the test images."""
     import torch
 
     from cnlib.data import load
-    from cnlib.experiments.second_view import GUESSES, halves, seen_by_others
+    from cnlib.experiments.second_view import GUESSES, halves
     from cnlib.training import Config, Trainer
     from cnlib.training.batches import Split, moments
     from cnlib.training.readings import READ_SIZE, reestimated
@@ -32,7 +34,9 @@ def ship(
 
     with explained():
         whole = load(dataset)
-    data, device = halves(whole, right=True), torch.device("cpu")
+    if side not in ("left", "right"):
+        raise typer.BadParameter(f"{side!r}: expected left or right", param_hint="--side")
+    ours, data, device = halves(whole, side), halves(whole, side, ours=False), torch.device("cpu")
     config = Config(dataset=data.name, profile="guesses", width=0.25, epochs=epochs, flip=True)
     network = Trainer(config, data, device)
     while not network.done:
@@ -45,11 +49,11 @@ def ship(
         split = Split(images, labels, moments(data.train_images), device)
         return torch.cat([network.logits(model, batch).argmax(1) for batch in split.ordered(READ_SIZE)])
 
-    train_guesses = guesses(seen_by_others(whole), whole.train_labels[::2])
-    test_guesses = guesses(data.test_images, data.test_labels)
+    train_guesses = guesses(ours.train_images, ours.train_labels)
+    test_guesses = guesses(ours.test_images, ours.test_labels)
     right = {
-        "train": float((train_guesses.numpy() == whole.train_labels[::2]).mean()),
-        "test": float((test_guesses.numpy() == whole.test_labels).mean()),
+        "train": float((train_guesses.numpy() == ours.train_labels).mean()),
+        "test": float((test_guesses.numpy() == ours.test_labels).mean()),
     }
     line = {
         "type": "header",
@@ -61,9 +65,9 @@ def ship(
         "train": pack(train_guesses),
         "test": pack(test_guesses),
     }
-    write_lines((out or GUESSES) / f"{dataset}.jsonl", [line])
+    write_lines((out or GUESSES) / f"{data.name}.jsonl", [line])
     train_right, test_right = (f"{share:.1%}" for share in right.values())
-    print(f"{dataset}: right on {train_right} of {len(train_guesses)} training and {test_right} of test images")
+    print(f"{data.name}: right on {train_right} of {len(train_guesses)} training and {test_right} of test images")
 
 
 if __name__ == "__main__":

@@ -7,14 +7,16 @@ has guessed the class; its guess is the context. Such a context has new bits, is
 and shares with the left half more than the class: what a second camera, a reader or an older model tells. Its guesses
 are kept (`cnlib/records/guesses`, made by `python -m studies.guesses`), so that every machine tells the same.
 
-Sizes, optimizer and readings are those of `context_ablation`. CN sits on the image (`cn-channels`), in the third layer
-(`cn`) or on the logits (`cn-logits`), where it can do what Bayes' rule does; `cn-channels-random` is told lots.
+Sizes, optimizer and readings are those of `context_ablation`, but for `narrow`: 30 epochs. CN sits on the image
+(`cn-channels`), in the third layer (`cn`) or on the logits (`cn-logits`), where it can do what Bayes' rule does.
+Controls: `cn-channels-random` is told lots; `cn-channels-linear` has the encoder of the third layer; on
+`cifar10-left-own` the guess is at the *same* half, by a network trained in the same way, and has no new bits.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import numpy as np
 
@@ -29,61 +31,75 @@ from cnlib.training.records import read_lines, unpack
 GUESSES = RECORDS / "guesses"
 
 
-def halves(data: ImageData, right: bool = False) -> ImageData:
-    """The left halves of the test images and of every second training image, the first, third, ...; or the right halves
-    of the same test images and of the other training images."""
+def halves(data: ImageData, side: str, ours: bool = True) -> ImageData:
+    """The left or right halves of the test images and of every second training image: the first, third, ..., which are
+    ours, or the others."""
     width = data.train_images.shape[2] // 2
-    columns = slice(width, None) if right else slice(width)
-    chosen = slice(1 if right else 0, None, 2)
+    columns = {"left": slice(width), "right": slice(width, None)}[side]
+    chosen = slice(0 if ours else 1, None, 2)
     return replace(
         data,
-        name=f"{data.name}-{'right' if right else 'left'}",
+        name=f"{data.name}-{side}",
         train_images=np.ascontiguousarray(data.train_images[chosen, :, columns]),
         train_labels=data.train_labels[chosen],
         test_images=np.ascontiguousarray(data.test_images[:, :, columns]),
     )
 
 
-def seen_by_others(data: ImageData) -> np.ndarray:
-    """The right halves (N, H, W, C) of the training images of which `halves` shows the left ones."""
-    return np.ascontiguousarray(data.train_images[::2, :, data.train_images.shape[2] // 2 :])
+def told(data: ImageData, train: np.ndarray, test: np.ndarray, name: str) -> ImageData:
+    """Our left halves under that name, with the guesses (N,) at the same images as their domains."""
+    domains = tuple(f"guess {name}" for name in data.classes)
+    return replace(halves(data, "left"), name=name, train_domains=train, test_domains=test, domains=domains)
 
 
-def told(data: ImageData, train: np.ndarray, test: np.ndarray) -> ImageData:
-    """The left halves, with what was guessed of the right ones of the same images as their domains, (N,) each."""
-    names = tuple(f"guess {name}" for name in data.classes)
-    return replace(halves(data), train_domains=train, test_domains=test, domains=names)
-
-
-@lru_cache(maxsize=1)
-def digits_left() -> ImageData:
-    """Of the embedded digits, with the class whose mean right half among the other images is nearest."""
-    data = digits_at_16()
-    right = halves(data, right=True)
-    of_class = [right.train_images[right.train_labels == c].mean(0) for c in range(len(data.classes))]
+def nearest_mean(data: ImageData, side: str) -> tuple[np.ndarray, np.ndarray]:
+    """Guesses (N,) at our training images and at the test images: the class whose mean half among the others' images
+    is nearest."""
+    ours, others = halves(data, side), halves(data, side, ours=False)
+    of_class = [others.train_images[others.train_labels == c].mean(0) for c in range(len(data.classes))]
     means = np.stack(of_class).reshape(len(of_class), -1)
 
     def nearest(images: np.ndarray) -> np.ndarray:
         flat = images.reshape(len(images), 1, -1).astype(np.float64)
         return np.square(flat - means).sum(2).argmin(1)
 
-    return told(data, nearest(seen_by_others(data)), nearest(right.test_images))
+    return nearest(ours.train_images), nearest(ours.test_images)
 
 
-@lru_cache(maxsize=1)
-def cifar10_left() -> ImageData:
-    """Of CIFAR-10, with the guesses that are kept. Raises ValueError where they are of other images."""
-    data = load("cifar10")
-    (kept,) = read_lines(GUESSES / "cifar10.jsonl")
+def kept_guesses(data: ImageData, side: str) -> tuple[np.ndarray, np.ndarray]:
+    """Guesses (N,) of a network, at our training images and at the test images. Raises ValueError where they are of
+    other images."""
+    (kept,) = read_lines(GUESSES / f"{data.name}-{side}.jsonl")
     if kept["data"] != data.checksum:
         raise ValueError(
-            f"cifar10 here is {data.checksum}, the kept guesses are of {kept['data']}: make them anew with python -m "
-            "studies.guesses"
+            f"{data.name} here is {data.checksum}, the kept guesses are of {kept['data']}: make them anew with python "
+            "-m studies.guesses"
         )
-    return told(data, unpack(kept["train"]), unpack(kept["test"]))
+    return unpack(kept["train"]), unpack(kept["test"])
 
 
-EMBEDDED.update({"digits-left": digits_left, "cifar10-left": cifar10_left})
+@lru_cache(maxsize=2)
+def digits_left(side: str = "right") -> ImageData:
+    """Of the embedded digits, at 16 by 16 pixels."""
+    data = digits_at_16()
+    return told(data, *nearest_mean(data, side), name=SETS["digits", side])
+
+
+@lru_cache(maxsize=2)
+def cifar10_left(side: str = "right") -> ImageData:
+    data = load("cifar10")
+    return told(data, *kept_guesses(data, side), name=SETS["cifar10", side])
+
+
+# what was guessed of which half
+SETS = {
+    ("digits", "right"): "digits-left",
+    ("digits", "left"): "digits-left-own",
+    ("cifar10", "right"): "cifar10-left",
+    ("cifar10", "left"): "cifar10-left-own",
+}
+for (source, half), name in SETS.items():
+    EMBEDDED[name] = partial({"digits": digits_left, "cifar10": cifar10_left}[source], half)
 GUESS: Fields = {"contexts": "domain", "num_contexts": 10}
 SIZES: dict[str, Fields] = {
     **PROFILES,
@@ -97,7 +113,10 @@ METHODS: dict[str, Fields] = {
     "cn-logits": {"norm": "cn", "placement": ("logits",), **GUESS},
     "cn": {**THIRD, **GUESS},
     "cn-channels-random": {**IMAGE, **GUESS, "contexts": "random"},
+    "cn-channels-linear": {**IMAGE, **GUESS, "encoder": "linear"},
 }
+MAIN = ("bn", "cn-channels", "cn-logits", "cn", "cn-channels-random")
+OWN = ("bn", "cn-channels", "cn-logits")
 # declared before the first run
 LAST = "test_reestimated"
 PRIMARY = {
@@ -114,7 +133,13 @@ EXPERIMENT = Experiment(
     published={**PUBLISHED, "dataset": "cifar10-left"},
     profiles=SIZES,
     seeds=SEEDS,
-    sweeps={"second-view": (Grid(tuple(METHODS), ({},)),)},
+    sweeps={
+        "second-view": (
+            Grid(MAIN, ({},)),
+            Grid(OWN, ({"dataset": SETS["cifar10", "left"]},), ("reduced",)),
+            Grid(("cn-channels-linear",), ({},), ("smoke", "reduced")),
+        )
+    },
     printed={},
     primary=PRIMARY,
 )

@@ -11,7 +11,7 @@ from cnlib.contexts.bayes import combine
 from cnlib.data import load
 from cnlib.experiments import second_view
 from cnlib.experiments.learned_norms import digits_at_16
-from cnlib.experiments.second_view import GUESSES, PRIMARY, halves, seen_by_others
+from cnlib.experiments.second_view import GUESSES, PRIMARY, halves
 from cnlib.training import Worth
 from cnlib.training.loop import fetch
 from cnlib.training.records import read_lines, unpack
@@ -19,64 +19,79 @@ from cnlib.training.records import read_lines, unpack
 
 def test_the_views_share_no_pixel_and_the_networks_no_training_image():
     data = digits_at_16()
-    left, right = halves(data), halves(data, right=True)
+    left, right, others = halves(data, "left"), halves(data, "right"), halves(data, "right", ours=False)
     np.testing.assert_array_equal(np.concatenate([left.test_images, right.test_images], 2), data.test_images)
-    both = np.concatenate([left.train_images, seen_by_others(data)], 2)
+    both = np.concatenate([left.train_images, right.train_images], 2)
     np.testing.assert_array_equal(both, data.train_images[::2])
-    np.testing.assert_array_equal(right.train_images, data.train_images[1::2, :, 8:])
-    assert len(left.train_labels) + len(right.train_labels) == len(data.train_labels)
+    np.testing.assert_array_equal(others.train_images, data.train_images[1::2, :, 8:])
+    np.testing.assert_array_equal(others.test_images, right.test_images)
+    assert len(left.train_labels) + len(others.train_labels) == len(data.train_labels)
     assert (left.name, right.name) == ("digits-16-left", "digits-16-right")
 
 
-def test_a_guess_depends_on_the_right_half_alone(monkeypatch):
-    data, told = digits_at_16(), second_view.digits_left()
+@pytest.mark.parametrize(("side", "unseen"), [("right", slice(8)), ("left", slice(8, None))])
+def test_a_guess_depends_on_one_half_alone(monkeypatch, side, unseen):
+    data, told = digits_at_16(), second_view.digits_left(side)
     dark = {name: getattr(data, name).copy() for name in ("train_images", "test_images")}
     for images in dark.values():
-        images[:, :, :8] = 0
+        images[:, :, unseen] = 0
     monkeypatch.setattr(second_view, "digits_at_16", lambda: replace(data, **dark))
-    other = second_view.digits_left.__wrapped__()
-    assert not other.test_images.any() and told.test_images.any()
+    other = second_view.digits_left.__wrapped__(side)
     for name in ("train_domains", "test_domains"):
         np.testing.assert_array_equal(getattr(other, name), getattr(told, name))
     right = (told.test_domains == told.test_labels).mean()
     assert 0.5 < right < 0.95, "worth being told, and wrong often enough"
+    np.testing.assert_array_equal(told.test_images, halves(data, "left").test_images)
 
 
-def test_the_kept_guesses_are_of_the_images_that_they_are_told_with():
-    (kept,) = read_lines(GUESSES / "cifar10.jsonl")
+@pytest.mark.parametrize(("side", "name"), [("right", "cifar10-left"), ("left", "cifar10-left-own")])
+def test_the_kept_guesses_are_of_the_images_that_they_are_told_with(side, name):
+    (kept,) = read_lines(GUESSES / f"cifar10-{side}.jsonl")
     train, test = unpack(kept["train"]), unpack(kept["test"])
     assert (len(train), len(test)) == (25_000, 10_000) and {*train} == {*test} == {*range(10)}
-    assert kept["config"]["dataset"] == "cifar10-right" and kept["config"]["norm"] == "bn"
+    assert kept["config"]["dataset"] == f"cifar10-{side}" and kept["config"]["norm"] == "bn"
     try:
-        data = load("cifar10-left")
+        data = load(name)
     except (ConnectionError, ImportError, OSError):
         pytest.skip("needs CIFAR-10 in $CNLIB_DATA")
-    assert data.train_images.shape == (25_000, 32, 16, 3) and len(data.domains) == 10
+    assert data.train_images.shape == (25_000, 32, 16, 3) and len(data.domains) == 10 and data.name == name
     for part in ("train", "test"):
         right = (getattr(data, f"{part}_domains") == getattr(data, f"{part}_labels")).mean()
         assert right == pytest.approx(kept["right"][part])
 
 
+def test_both_guesses_were_made_in_the_same_way():
+    configs = [read_lines(GUESSES / f"cifar10-{side}.jsonl")[0]["config"] for side in ("left", "right")]
+    assert {key for key in configs[0] if configs[0][key] != configs[1][key]} == {"dataset"}
+
+
 def test_guesses_of_other_images_are_refused(monkeypatch):
-    monkeypatch.setattr(second_view, "load", lambda name: digits_at_16())
+    monkeypatch.setattr(second_view, "load", lambda name: replace(digits_at_16(), name="cifar10"))
     with pytest.raises(ValueError, match="cifar10 here is .*, the kept guesses are of .*studies.guesses"):
         second_view.cifar10_left.__wrapped__()
 
 
 def test_every_declared_contrast_has_its_runs():
     runs = [*second_view.EXPERIMENT.configs("second-view", "reduced").values()]
-    assert len(runs) == 15
+    runs = [c for c in runs if c.dataset == "cifar10-left"]
+    assert len(runs) == 18
     for claim in PRIMARY.values():
         for pair in claim.pairs.values():
             assert all(sorted(c.seed for c in runs if c.method == method) == [0, 1, 2] for method in pair)
 
 
-def test_methods_differ_in_the_layer_and_what_it_is_told_only():
+def test_methods_differ_in_the_layer_its_encoder_and_what_it_is_told_only():
     plain = second_view.config("bn", profile="reduced").to_dict()
     for name in second_view.METHODS:
         other = second_view.config(name, profile="reduced").to_dict()
         differ = {key for key in plain if plain[key] != other[key]}
         assert differ <= {"method", "norm", "placement", "contexts", "num_contexts", "encoder"}
+
+
+def test_the_encoder_alone_is_changed():
+    usual, linear = (second_view.config(name).to_dict() for name in ("cn-channels", "cn-channels-linear"))
+    assert {key for key in usual if usual[key] != linear[key]} == {"method", "encoder"}
+    assert linear["encoder"] == second_view.config("cn").encoder
 
 
 def worth(method):

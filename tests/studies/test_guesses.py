@@ -9,9 +9,10 @@ from cnlib.training.records import read_lines, unpack
 from studies import guesses
 
 
-def test_guesses_are_made_written_and_scored(tmp_path, capsys):
-    guesses.ship("digits-16", epochs=2, out=tmp_path)
-    (kept,) = read_lines(tmp_path / "digits-16.jsonl")
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_guesses_are_made_written_and_scored(tmp_path, capsys, side):
+    guesses.ship("digits-16", side, epochs=2, out=tmp_path)
+    (kept,) = read_lines(tmp_path / f"digits-16-{side}.jsonl")
     data = digits_at_16()
     train, test = unpack(kept["train"]), unpack(kept["test"])
     assert len(train) == len(data.train_labels[::2]) and len(test) == len(data.test_labels)
@@ -24,4 +25,6 @@ def test_guesses_are_made_written_and_scored(tmp_path, capsys):
 def test_a_set_that_is_not_there_is_wrong_usage(tmp_path):
     with pytest.raises(typer.BadParameter, match="no data set 'nonsense'"):
         guesses.ship("nonsense", out=tmp_path)
+    with pytest.raises(typer.BadParameter, match="'top': expected left or right"):
+        guesses.ship("digits", "top", out=tmp_path)
     assert not [*tmp_path.iterdir()]
