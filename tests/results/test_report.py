@@ -180,6 +180,14 @@ def test_the_largest_profile_counts_and_a_baseline_is_judged_at_the_papers_size(
     assert cell.verdict == "outside"
 
 
+def test_a_larger_profile_waits_for_its_third_seed():
+    few, enough = ([0.5, 0.51, 0.52], [0.7, 0.71]), ([0.5, 0.51, 0.52], [0.7, 0.71, 0.72])
+    for (small, large), profile in ((few, "reduced"), (enough, "paper"), (([0.5], [0.7]), "paper")):
+        runs = seeds("bn", *small) + seeds("bn", *large, profile="paper")
+        cell = one(results.reproduction(runs, ["french_table_1"]), dataset="cifar10", model="BN", epoch=100)
+        assert cell.profile == profile
+
+
 def test_the_rate_printed_wrongly_is_read_as_meant():
     runs = seeds("cn-channels", 0.6, 0.6)
     runs = [replace(r, config=replace(r.config, dataset="cifar100")) for r in runs]
