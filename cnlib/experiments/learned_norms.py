@@ -3,18 +3,22 @@
     cnlib sweep batch-size --profile reduced
 
 The ConvNet with all four of its norm layers replaced. Controls have the same mixture, which is not learned: `sn-fixed`
-has SN's moments in equal parts, `mean3` EN's outputs. Nothing here is printed in a paper about this network.
+has SN's moments in equal parts, `mean3` EN's outputs, and `sn-found` SN's moments in the parts that SN ends with.
+Nothing here is printed in a paper about this network.
 
 batch-size   the normalizers and the controls at 256, 32, 8 and 2 images a batch; the rate goes down with the size
 label-noise  BN, SN, EN and `mean3` where 40 % of the training labels are wrong
+found        the mixture that SN finds, from the first step: is it the learning, or what is found?
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from cnlib.contexts.quality import between_share
@@ -33,7 +37,8 @@ KEPT = 500  # test images of which EN's ratios are recorded
 class Ratios(Trainer):
     """Classification by a network whose layers under test may mix normalizers. Weight decay leaves their ratios alone.
 
-    fixed: the ratios stay as they start, equal.
+    fixed: the ratios stay as they start, equal. found: they are, from the first step, what the same network of the same
+    seed ends with that learns them; it is trained for it.
 
     Recorded besides the usual, a number for each of "in", "ln" and "bn", after each epoch and of each layer: of SN
     "ratio_mean_norm1" and "ratio_var_norm1", its weights; of EN over the test images "ratio_norm1", their mean,
@@ -41,14 +46,26 @@ class Ratios(Trainer):
     between classes. At the end, of EN, "ratios_norm1": those of the first 500 test images, and "ratio_labels".
     """
 
-    OPTIONS = {"fixed": False}
+    OPTIONS = {"fixed": False, "found": False}
 
     def build(self, data: ImageData) -> nn.Module:
         model = super().build(data)
-        if self.options["fixed"]:
+        if self.options["fixed"] or self.options["found"]:
             for parameter in ratio_parameters(model):
                 parameter.requires_grad_(False)
         return model
+
+    def setup(self, data: ImageData) -> None:
+        super().setup(data)
+        if not self.options["found"]:
+            return
+        with torch.random.fork_rng(devices=[]):  # the network that learns draws as in a run of its own
+            learned = Ratios(replace(self.config, method="", options={}), data, self.device)
+            while not learned.done:
+                learned.run_epoch()
+        with torch.no_grad():
+            for mine, theirs in zip(ratio_parameters(self.model), ratio_parameters(learned.model), strict=True):
+                mine.copy_(theirs)
 
     def parameters(self) -> Iterable[Any]:
         ratios = list(ratio_parameters(self.model))
@@ -113,9 +130,11 @@ FIXED: Fields = {"options": {"fixed": True}}
 METHODS: dict[str, Fields] = {
     **{norm: {"norm": norm} for norm in ("bn", "sn", "en")},
     "sn-fixed": {"norm": "sn", **FIXED},
+    "sn-found": {"norm": "sn", "options": {"found": True}},
     "mean3": {"norm": "en", **FIXED},
     **{norm: {"norm": norm} for norm in ("in", "ln", "gn")},
 }
+SIZED = tuple(name for name in METHODS if name != "sn-found")
 PUBLISHED: Fields = {
     "dataset": "cifar10",
     "task": "ratios",
@@ -171,8 +190,9 @@ EXPERIMENT = Experiment(
     seeds=SEEDS,
     sweeps={
         # the ends of the axis in full, most telling first
-        "batch-size": tuple(Grid(tuple(METHODS), (setting,)) for setting in SIZES.values()),
+        "batch-size": tuple(Grid(SIZED, (setting,)) for setting in SIZES.values()),
         "label-noise": (Grid(("bn", "sn", "en", "mean3"), (NOISE,)),),
+        "found": (Grid(("sn-found",), (SIZES[32],)),),
     },
     printed={},
     primary=PRIMARY,

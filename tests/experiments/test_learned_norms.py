@@ -49,7 +49,8 @@ def test_methods_differ_in_their_layer_and_whether_its_ratios_are_learned():
     for method in NORMS.methods:
         other = NORMS.config(method, profile="reduced").to_dict()
         assert {key for key in plain if plain[key] != other[key]} <= {"method", "norm", "options"}
-        assert other["options"] == ({"fixed": True} if method in ("sn-fixed", "mean3") else {})
+        how = {"sn-fixed": {"fixed": True}, "mean3": {"fixed": True}, "sn-found": {"found": True}}
+        assert other["options"] == how.get(method, {})
 
 
 @pytest.mark.parametrize("claim", PRIMARY)
@@ -85,6 +86,22 @@ def test_fixed_ratios_stay_equal_and_the_others_do_not(learned, fixed):
     assert any(ours[name].abs().max() > 0 for name in moved)
     for name in ours.keys() - moved:
         torch.testing.assert_close(ours[name], theirs[name])
+
+
+def test_ratios_that_are_found_are_those_of_the_network_that_learns_them():
+    learned, found = (
+        train(NORMS.config(method, 0, "smoke", **BATCH | {"epochs": 2}), progress=False)
+        for method in ("sn", "sn-found")
+    )
+    names = [f"ratio_{of}_norm{i}" for i in range(1, 5) for of in ("mean", "var")]
+    for name in names:  # after each epoch those that the other ends with
+        for epoch in (0, 1):
+            np.testing.assert_allclose(found.curve(name)[epoch], learned.curve(name)[-1], rtol=1e-6)
+    assert max(abs(found.curve(name) - 1 / 3).max() for name in names) > 1e-4
+    # the rest starts and is drawn as with ratios that move
+    ours, theirs = trainer("sn-found", **BATCH), trainer("sn", **BATCH)
+    assert torch.equal(ours.model.conv1.weight, theirs.model.conv1.weight)
+    assert torch.equal(next(ours.batches()).labels, next(theirs.batches()).labels)
 
 
 def test_mean3_is_the_mean_of_three_outputs():
