@@ -119,12 +119,15 @@ MAIN = ("bn", "cn-channels", "cn-logits", "cn", "cn-channels-random")
 OWN = ("bn", "cn-channels", "cn-logits")
 # declared before the first run
 LAST = "test_reestimated"
+OTHER: Fields = {"dataset": SETS["cifar10", "right"]}
 PRIMARY = {
-    "told a second view on the image, minus BN": Claim({"image": ("cn-channels", "bn")}),
+    "told a second view on the image, minus BN": Claim({"image": ("cn-channels", "bn")}, where=OTHER),
     "told a second view on the image, minus Bayes' rule": Claim(
-        {"image": ("cn-channels", "bn")}, (LAST, "test_bayes_domain_reestimated")
+        {"image": ("cn-channels", "bn")}, (LAST, "test_bayes_domain_reestimated"), OTHER
     ),
-    "told a second view on the logits, minus on the image": Claim({"logits": ("cn-logits", "cn-channels")}),
+    "told a second view on the logits, minus on the image": Claim(
+        {"logits": ("cn-logits", "cn-channels")}, where=OTHER
+    ),
 }
 EXPERIMENT = Experiment(
     name="second_view",

@@ -73,11 +73,12 @@ def test_guesses_of_other_images_are_refused(monkeypatch):
 
 def test_every_declared_contrast_has_its_runs():
     runs = [*second_view.EXPERIMENT.configs("second-view", "reduced").values()]
-    runs = [c for c in runs if c.dataset == "cifar10-left"]
-    assert len(runs) == 18
+    main = [c for c in runs if c.dataset == "cifar10-left"]
+    assert len(main) == 18 and len(runs) == 27
     for claim in PRIMARY.values():
+        assert claim.where == {"dataset": "cifar10-left"}
         for pair in claim.pairs.values():
-            assert all(sorted(c.seed for c in runs if c.method == method) == [0, 1, 2] for method in pair)
+            assert all(sorted(c.seed for c in main if c.method == method) == [0, 1, 2] for method in pair)
 
 
 def test_methods_differ_in_the_layer_its_encoder_and_what_it_is_told_only():
