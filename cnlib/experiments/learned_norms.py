@@ -59,8 +59,9 @@ class Ratios(Trainer):
         super().setup(data)
         if not self.options["found"]:
             return
+        options = {key: value for key, value in dict(self.config.options).items() if key not in self.OPTIONS}
         with torch.random.fork_rng(devices=[]):  # the network that learns draws as in a run of its own
-            learned = Ratios(replace(self.config, method="", options={}), data, self.device)
+            learned = Ratios(replace(self.config, method="", options=options), data, self.device)
             while not learned.done:
                 learned.run_epoch()
         with torch.no_grad():
