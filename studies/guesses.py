@@ -32,10 +32,10 @@ def ship(
     from cnlib.training.readings import READ_SIZE, reestimated
     from cnlib.training.records import pack, provenance, write_lines
 
-    with explained():
-        whole = load(dataset)
     if side not in ("left", "right"):
         raise typer.BadParameter(f"{side!r}: expected left or right", param_hint="--side")
+    with explained():
+        whole = load(dataset)
     ours, data, device = halves(whole, side), halves(whole, side, ours=False), torch.device("cpu")
     config = Config(dataset=data.name, profile="guesses", width=0.25, epochs=epochs, flip=True)
     network = Trainer(config, data, device)

@@ -57,11 +57,13 @@ class Ratios(Trainer):
 
     def setup(self, data: ImageData) -> None:
         super().setup(data)
-        if not self.options["found"]:
-            return
+        self.data = data
+
+    def find_ratios(self) -> None:
+        """Train the network that learns its ratios, and take them over."""
         options = {key: value for key, value in dict(self.config.options).items() if key not in self.OPTIONS}
         with torch.random.fork_rng(devices=[]):  # the network that learns draws as in a run of its own
-            learned = Ratios(replace(self.config, method="", options=options), data, self.device)
+            learned = Ratios(replace(self.config, method="", options=options), self.data, self.device)
             while not learned.done:
                 learned.run_epoch()
         with torch.no_grad():
@@ -75,6 +77,8 @@ class Ratios(Trainer):
         return [{"params": others}, {"params": ratios, "weight_decay": 0.0}] if ratios else others
 
     def run_epoch(self) -> dict[str, Any]:
+        if self.options["found"] and not self.epoch:  # a run that goes on has them with its weights
+            self.find_ratios()
         found = super().run_epoch()
         for name, layer in self.mixing(SwitchableNorm).items():
             for of, ratios in zip(("mean", "var"), layer.ratios(), strict=True):

@@ -48,7 +48,7 @@ def halves(data: ImageData, side: str, ours: bool = True) -> ImageData:
 
 def told(data: ImageData, train: np.ndarray, test: np.ndarray, name: str) -> ImageData:
     """Our left halves under that name, with the guesses (N,) at the same images as their domains."""
-    domains = tuple(f"guess {name}" for name in data.classes)
+    domains = tuple(f"guess {label}" for label in data.classes)
     return replace(halves(data, "left"), name=name, train_domains=train, test_domains=test, domains=domains)
 
 

@@ -96,9 +96,9 @@ def domains(dataset: str, test_size: int | None) -> np.ndarray:
 
 def _shipped(dataset: str, test_size: int | None, what: str) -> np.ndarray:
     path = LABELS / f"{dataset}-{test_size or 'all'}.jsonl"
-    known = ", ".join(sorted(file.stem for file in LABELS.glob("*.jsonl"))) or "none"
     found = _columns(path) if path.is_file() else {}
     if what not in found:
+        known = ", ".join(sorted(file.stem for file in LABELS.glob("*.jsonl"))) or "none"
         raise ValueError(
             f"no {what} of {path.stem} in the package: there are {known}; `python -m studies.labels` adds to them"
         )
