@@ -44,6 +44,15 @@ def test_notebook_is_stripped_and_starts_with_the_setup_cell(path: Path) -> None
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_the_opening_takes_half_a_minute(path: Path) -> None:
+    """At 280 words a minute; French says the same in some more words, which are shorter."""
+    opening = nbformat.read(path, as_version=4).cells[0].source
+    for name, longest in (("In 30 seconds", 140), ("En 30 secondes", 165)):
+        (text,) = re.findall(rf"\*\*{name}\.\*\*(.*?)(?:\n\n|\Z)", opening, re.DOTALL)
+        assert len(text.split()) <= longest, f"{path.stem}: {name} has {len(text.split())} words"
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_cell_ids_are_fixed_and_readable(path: Path) -> None:
     ids = [cell.id for cell in nbformat.read(path, as_version=4).cells]
     assert len(set(ids)) == len(ids)
