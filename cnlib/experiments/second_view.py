@@ -107,10 +107,11 @@ SIZES: dict[str, Fields] = {
     # all images, and seven times the steps of "reduced"
     "narrow": {**PROFILES["narrow"], "epochs": 30},
 }
+LOGITS: Fields = {"norm": "cn", "placement": ("logits",)}
 METHODS: dict[str, Fields] = {
     "bn": {"norm": "bn"},
     "cn-channels": {**IMAGE, **GUESS},
-    "cn-logits": {"norm": "cn", "placement": ("logits",), **GUESS},
+    "cn-logits": {**LOGITS, **GUESS},
     "cn": {**THIRD, **GUESS},
     "cn-channels-random": {**IMAGE, **GUESS, "contexts": "random"},
     "cn-channels-linear": {**IMAGE, **GUESS, "encoder": "linear"},

@@ -43,7 +43,8 @@ class Worth(Told):
     own norm layers, which is trained for it where this process has not done so yet.
     balance: weight of the loss `imbalance` of the gates of the layer under test. hard: of gated context norm, one
     context a sample, drawn at a temperature that falls from `hot` to `cold` over the run by equal factors. kmeans:
-    gates start from clusters of what the layer under test gets of a first batch.
+    gates start from clusters of what the layer under test gets of a first batch. held: the name of a parameter of the
+    layer under test that stays as it starts, "log_var_encoder.weight" for one scale in all contexts.
 
     Recorded after each epoch, of a layer with gates, over the test images: "gate_number", the exponential of the
     entropy of their mean; "gate_entropy", their mean entropy in nats; "gate_class_bits", mutual information of the
@@ -68,6 +69,7 @@ class Worth(Told):
         "hot": 2.0,
         "cold": 0.5,
         "kmeans": False,
+        "held": "",
     }
 
     def build(self, data: ImageData) -> nn.Module:
@@ -83,6 +85,12 @@ class Worth(Told):
         for name in ("balance", "kmeans"):
             if self.options[name] and not hasattr(layer, "gate"):
                 raise ValueError(f"options: {name} is of layers with gates, and norm {self.config.norm!r} has none")
+        if held := self.options["held"]:
+            parameters = dict(layer.named_parameters())
+            if held not in parameters:
+                known = ", ".join(parameters) or "none"
+                raise ValueError(f"options: held={held!r}: the parameters of norm {self.config.norm!r} are {known}")
+            parameters[held].requires_grad_(False)
         return model
 
     def find_contexts(self, data: ImageData, soft: bool) -> dict[str, Tensor]:

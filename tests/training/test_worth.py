@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from cnlib.contexts import LABEL_GROUPS
 from cnlib.contexts.kmeans import Clusters
-from cnlib.experiments import context_ablation
+from cnlib.experiments import context_ablation, means_or_scales
 from cnlib.norm.gate import imbalance
 from cnlib.training import Worth, loop, train, worth
 from cnlib.training.loop import fetch
@@ -212,6 +212,7 @@ def test_features_are_those_of_the_network_without_contexts():
         ("bn", {"options": {"balance": 0.1}}, "balance is of layers with gates, and norm 'bn' has none"),
         ("gated-4-hard", {"options": {"hot": 0}}, "hot=0, cold=0.5: expected temperatures above 0"),
         ("bn", {"options": {"kmeans": True}}, "kmeans is of layers with gates, and norm 'bn' has none"),
+        ("cn-label-2", {"options": {"held": "log_var"}}, "held='log_var': the parameters of norm 'cn'"),
         ("cn-features-4", {"task": "classify"}, "features.*set task='worth'"),
         ("cn-label-2", {"num_contexts": 3}, "num_contexts=3: expected one of 2, 5, 10, 20"),
     ],
@@ -251,3 +252,15 @@ def test_gates_may_start_from_clusters_of_what_the_layer_gets(method):
     own = {"mode-4": set(), "gated-4": {"norm3.mean", "norm3.log_var"}}[method]
     assert moved == own | {"norm3.gate.weight", "norm3.gate.bias"}
     assert torch.equal(next(plain.batches()).labels, next(started.batches()).labels)
+
+
+@pytest.mark.parametrize("place", ["cn-channels-guess", "cn-logits-guess"])
+def test_contexts_may_differ_in_their_means_or_in_their_scales_alone(place):
+    differ = {}
+    for part in ("", "-means", "-scales"):
+        run = train(means_or_scales.config(place + part, 0, "smoke", epochs=4), progress=False)
+        mean, var = first_layer(run.model, run.config).moments()  # (T, C)
+        differ[part] = [not torch.equal(value, value[:1].expand_as(value)) for value in (mean, var)]
+        # what all contexts share is learned
+        assert abs(mean).max() > 0 and abs(var - 1).max() > 0
+    assert differ == {"": [True, True], "-means": [True, False], "-scales": [False, True]}
