@@ -6,7 +6,7 @@
 The printed gain of CN is over a baseline at the level of always answering "1" (19.6 % of SVHN's test images), run with
 a program that differs from AdaMatch in a dozen places. So every method runs under the algorithm of its inventors, `bn`
 and `cn` under that program too (`-keras`), and each place is put right, or spoiled, by itself. The tasks,
-`cnlib.training.AdaMatch` and `AdaMatchKeras`, say what is measured.
+`cnlib.training.AdaMatch` and `AdaMatchKeras`, say what is measured, and in what AdaMatch here is not its inventors'.
 
 Below the paper's size the target is `svhn_test10k`: the first 10,000 images of SVHN's official *test* set, which this
 project cut into 7,000 for training and 3,000 for testing; its accuracies are not those of SVHN's test set, and always

@@ -10,8 +10,8 @@ images in `$CNLIB_DATA/daynight_amos` the profiles `smoke` and `book` run on pie
 
 day-for-night  `none` and `bn` know no time; `cn` is told it, `cn-fast` too, and its layer learns at ten times the rate;
                `fixed` is CN with day's and night's own mean and variance, taken from data; `in` standardizes each image
-               by itself; `cn-random` is told a context drawn for each image. All on the image. Every CN is also read
-               told the other context ("test_swapped")
+               by itself; `cn-random` and, at ten times the rate, `cn-fast-random` are told a context drawn for each
+               image. All on the image. Every CN is also read told the other context ("test_swapped")
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ METHODS: dict[str, Fields] = {
     "bn": {"norm": "bn"},
     "cn-fast": {"norm": "cn", "options": {"cn_lr": 10.0}},
     "cn-random": {"norm": "cn", "contexts": "random"},
+    "cn-fast-random": {"norm": "cn", "contexts": "random", "options": {"cn_lr": 10.0}},
 }
 # ours: the paper says a siamese ViT and a contrastive loss, and nothing else
 PUBLISHED: Fields = {
@@ -91,7 +92,7 @@ EXPERIMENT = Experiment(
     sweeps={
         "day-for-night": (
             Grid(("cn", "none", "fixed", "in", "bn"), ({},)),
-            Grid(("cn-fast", "cn-random"), ({},)),
+            Grid(("cn-fast", "cn-random", "cn-fast-random"), ({},)),
         ),
     },
     printed={},

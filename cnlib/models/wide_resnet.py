@@ -38,8 +38,11 @@ class Block(nn.Module):
 class WideResNet(nn.Module):
     """conv 3x3 (16), three groups of (depth - 4) / 6 blocks of 16k, 32k, 64k channels, norm, mean, linear.
 
-    (N, in_channels, H, W) -> (N, num_classes). The second and third group begin with stride 2. WRN-28-2, the network of
-    AdaMatch and of the Keras example, is depth 28, width 2: 1,467,610 weights for ten classes and three channels.
+    (N, in_channels, H, W) -> (N, num_classes). The second and third group begin with stride 2. WRN-28-2 is depth 28,
+    width 2: 1,467,610 weights for ten classes and three channels. It is built as in the Keras example of AdaMatch. That
+    of AdaMatch's own program has as many, and two differences that no option makes here: convolutions start with
+    variance 2 / fan-out, and the 1x1 convolutions of the second and third group get their input as it is, before norm
+    and activation.
 
     width         k, at least 1. image_size: (height, width), or one number for both, to check the input
     slope         of the activation below 0: 0.1 in AdaMatch's program, 0 (ReLU) in the Keras example

@@ -1,8 +1,11 @@
 """AdaMatch: one network for labelled images of one domain and unlabelled ones of another, and the program of that name
 behind the printed tables.
 
-`AdaMatch` is the algorithm as its inventors run it. `AdaMatchKeras` is the same code under the choices of the Keras
-example, which the authors of context normalization took over: each of them is one option, or one field of the
+`AdaMatch` is the algorithm of its inventors: loss, alignment, threshold and both passes are those of their program.
+Around it three things are not. Their pixels lie from -1 to 1, ours are standardized by the moments of all training
+images; their strong view draws from a longer list (CTAugment), ours changes brightness and contrast and cuts out a
+square; and the network differs as `cnlib.models.WideResNet` says. `AdaMatchKeras` is the same code under the choices of
+the Keras example, which the authors of context normalization took over: each of them is one option, or one field of the
 configuration, so that each can be put right, or spoiled, by itself.
 Source: Berthelot, Roelofs, Sohn, Carlini, Kurakin (2022) and their program; "Semi-supervision and domain adaptation
 with AdaMatch" of the Keras examples (S. Paul, 2021).

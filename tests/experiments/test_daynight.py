@@ -9,7 +9,7 @@ DAYNIGHT = EXPERIMENTS["daynight"]
 
 def test_the_sweep_has_every_method_the_most_telling_first():
     names = [c.method for c in DAYNIGHT.configs("day-for-night", "reduced").values()]
-    assert len(names) == 7 * 3 and set(names) == set(daynight.METHODS) and find_sweep("day-for-night") is DAYNIGHT
+    assert len(names) == 8 * 3 and set(names) == set(daynight.METHODS) and find_sweep("day-for-night") is DAYNIGHT
     assert names[:5] * 3 == names[:15] == ["cn", "none", "fixed", "in", "bn"] * 3
 
 
