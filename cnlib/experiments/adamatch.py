@@ -21,21 +21,11 @@ keras-rows  the program of the tables with one difference put right (`bn-keras-a
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import Any
 
-from cnlib.data import EMBEDDED, ImageData
 from cnlib.sweeps.experiment import Claim, Experiment, Fields, Grid, Printed, merged
 from cnlib.training import AdaMatch, AdaMatchKeras
 
-
-@lru_cache(maxsize=1)
-def inverse_digits() -> ImageData:
-    """The embedded digits, dark on white, as a second domain of the same classes."""
-    return EMBEDDED["digits"]().inverted("inverse-digits")
-
-
-EMBEDDED["inverse-digits"] = inverse_digits
 # what the Keras example does otherwise: {row of the table of differences: the option of the task, or fields}
 OPTION_ROWS = {
     "pass": "first_pass",

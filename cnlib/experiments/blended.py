@@ -16,10 +16,8 @@ collapse    what could make ViT collapse: MNIST left at 0 to 255 (`vit-raw`), di
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import Any
 
-from cnlib.data import EMBEDDED, ImageData
 from cnlib.experiments.vit import FEW_EPOCHS, PRINTED, PUBLISHED, REDUCED, SEEDS, TINY
 from cnlib.sweeps.experiment import Experiment, Fields, Grid, Printed
 from cnlib.training import Run
@@ -33,14 +31,6 @@ def collapsed(run: Run) -> bool:
     return run.status == "diverged" or not run.curve(f"test_{first}_accuracy")[-1] >= FLOOR
 
 
-@lru_cache(maxsize=1)
-def dark_digits() -> ImageData:
-    """The embedded digits, dark on white, as a second set with classes of its own."""
-    digits = EMBEDDED["digits"]()
-    return digits.inverted("dark-digits", tuple(f"dark {name}" for name in digits.classes))
-
-
-EMBEDDED["dark-digits"] = dark_digits
 VIT: Fields = {"norm": "none"}
 
 

@@ -35,7 +35,7 @@ def runs():
 
 
 def labels():
-    data = fetch("digits+negatives").subset(640, 100)
+    data = fetch("digits+inverse-digits").subset(640, 100)
     return torch.from_numpy(data.test_labels)
 
 
