@@ -124,7 +124,6 @@ PROFILES: dict[str, Fields] = {
     "narrow": {"width": 1.0, "options": {"depth": 16}},
     "paper": {},
 }
-SEEDS = {"smoke": 1, "book": 3, "reduced": 3, "narrow": 3, "paper": 3}
 # H6a to H6e, declared before the first recorded run, of the target's images. H6e asks whether the fifth is larger than
 # the first.
 TARGET = ("test_target", "test_target")
@@ -152,7 +151,6 @@ EXPERIMENT = Experiment(
     methods={**METHODS, **KERAS, **REPAIRED, **SPOILED},
     published=PUBLISHED,
     profiles=PROFILES,
-    seeds=SEEDS,
     sweeps={
         "table-4": (Grid(tuple(METHODS), ({},)), Grid(tuple(KERAS), (LENGTH,))),
         "keras-rows": (

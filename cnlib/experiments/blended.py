@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from cnlib.experiments.vit import FEW_EPOCHS, PRINTED, PUBLISHED, REDUCED, SEEDS, TINY
+from cnlib.experiments.vit import FEW_EPOCHS, PRINTED, PUBLISHED, REDUCED, TINY
 from cnlib.sweeps.experiment import Experiment, Fields, Grid, Printed
 from cnlib.training import Run
 
@@ -89,7 +89,6 @@ EXPERIMENT = Experiment(
         "patience": 0,
     },
     profiles=PROFILES,
-    seeds=SEEDS,
     sweeps={
         "table-viii": (Grid(tuple(METHODS), ({},)),),
         "collapse": (

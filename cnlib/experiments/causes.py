@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from cnlib.data import ImageData
-from cnlib.experiments.convnet import CIFAR, METHODS, PROFILES, PUBLISHED, SEEDS, K, on
+from cnlib.experiments.convnet import CIFAR, METHODS, PROFILES, PUBLISHED, K, on
 from cnlib.norm import ContextNorm, MixtureNorm
 from cnlib.norm.gaussians import responsibilities
 from cnlib.sweeps.experiment import Experiment, Fields, Grid
@@ -105,13 +105,11 @@ EXPERIMENT = Experiment(
     },
     published={**PUBLISHED, "task": "probe"},
     profiles=PROFILES,
-    seeds={**SEEDS, "reduced": 3},
     sweeps={
         "sigma": (Grid(("cn",), SIGMA), Grid(("bn",), SIGMA)),
         "start": (Grid(("cn",), STARTS),),
         "scale": (Grid(("bn-scaled", "mn", "mn-em", "mn-random"), (THIRD_OF_100,)),),
         "without-ids": (Grid(("cn", "cn-channels"), on(CIFAR[::-1], ({},))),),
     },
-    printed={},
 )
 config = EXPERIMENT.config

@@ -88,7 +88,6 @@ PROFILES: dict[str, Fields] = {
     "narrow": {"width": 0.25, "epochs": 100},
     "paper": {"width": 1.0, "epochs": 100},
 }
-SEEDS = {"smoke": 1, "book": 3, "reduced": 3, "narrow": 3, "paper": 3}
 C10: Fields = {"dataset": "cifar10"}
 C100: Fields = {"dataset": "cifar100"}
 DOMAINS: Fields = {"dataset": EVEN, "flip": False}
@@ -156,7 +155,6 @@ EXPERIMENT = Experiment(
     methods=METHODS,
     published=PUBLISHED,
     profiles=PROFILES,
-    seeds=SEEDS,
     sweeps={
         "quality": QUALITY,
         "learned": (
@@ -170,7 +168,6 @@ EXPERIMENT = Experiment(
             Grid(("bn", "cn-channels-domain", "cn-channels-one"), (DOMAINS,)),
         ),
     },
-    printed={},
     primary=PRIMARY,
 )
 config = EXPERIMENT.config

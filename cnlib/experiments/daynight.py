@@ -56,7 +56,6 @@ PROFILES: dict[str, Fields] = {
     "narrow": {},
     "paper": {},
 }
-SEEDS = {"smoke": 1, "book": 3, "reduced": 3, "narrow": 3, "paper": 3}
 # H5a to H5c, declared before the first recorded run, over the splits
 GAP = {"its own rate": "cn", "ten times the rate": "cn-fast"}
 PRIMARY = {
@@ -87,14 +86,12 @@ EXPERIMENT = Experiment(
     methods=METHODS,
     published=PUBLISHED,
     profiles=PROFILES,
-    seeds=SEEDS,
     sweeps={
         "day-for-night": (
             Grid(("cn", "none", "fixed", "in", "bn"), ({},)),
             Grid(("cn-fast", "cn-random"), ({},)),
         ),
     },
-    printed={},
     primary=PRIMARY,
 )
 config = EXPERIMENT.config

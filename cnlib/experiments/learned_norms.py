@@ -149,7 +149,6 @@ PROFILES: dict[str, Fields] = {
     "narrow": {"width": 0.25, "epochs": 100},
     "paper": {"width": 1.0, "epochs": 100},
 }
-SEEDS = {"smoke": 1, "book": 3, "reduced": 3, "narrow": 3, "paper": 3}
 
 
 def at(batch_size: int, **changes: Any) -> Fields:
@@ -180,14 +179,12 @@ EXPERIMENT = Experiment(
     methods=METHODS,
     published=PUBLISHED,
     profiles=PROFILES,
-    seeds=SEEDS,
     sweeps={
         # the ends of the axis in full, most telling first
         "batch-size": tuple(Grid(SIZED, (setting,)) for setting in SIZES.values()),
         "label-noise": (Grid(("bn", "sn", "en", "mean3"), (NOISE,)),),
         "found": (Grid(("sn-found",), (SIZES[32],)),),
     },
-    printed={},
     primary=PRIMARY,
 )
 config = EXPERIMENT.config

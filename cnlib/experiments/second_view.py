@@ -21,7 +21,7 @@ from functools import lru_cache, partial
 import numpy as np
 
 from cnlib.data import EMBEDDED, ImageData, load
-from cnlib.experiments.context_ablation import PROFILES, PUBLISHED, SEEDS
+from cnlib.experiments.context_ablation import PROFILES, PUBLISHED
 from cnlib.experiments.convnet import IMAGE, THIRD
 from cnlib.records import RECORDS
 from cnlib.sweeps.experiment import Claim, Experiment, Fields, Grid
@@ -126,7 +126,6 @@ EXPERIMENT = Experiment(
     methods=METHODS,
     published={**PUBLISHED, "dataset": "cifar10-left"},
     profiles=SIZES,
-    seeds=SEEDS,
     sweeps={
         "second-view": (
             Grid(MAIN, ({},)),
@@ -134,7 +133,6 @@ EXPERIMENT = Experiment(
             Grid(("cn-channels-linear",), ({},), ("smoke", "reduced")),
         )
     },
-    printed={},
     primary=PRIMARY,
 )
 config = EXPERIMENT.config

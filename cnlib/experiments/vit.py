@@ -103,7 +103,6 @@ PROFILES: dict[str, Fields] = {
     "narrow": {"options": REDUCED},
     "paper": {},
 }
-SEEDS = {"smoke": 1, "book": 3, "reduced": 3, "narrow": 3, "paper": 3}
 # declared before the first recorded run, and corrected for each other in chapter 10
 CN = {"image": "cn-channels", "patches": "cn-patches"}
 PRIMARY = {
@@ -131,7 +130,6 @@ EXPERIMENT = Experiment(
     methods=METHODS,
     published=PUBLISHED,
     profiles=PROFILES,
-    seeds=SEEDS,
     sweeps={
         "table-vii": (Grid(tuple(METHODS), ({},)),),
         "table-3": (Grid(("vit-bn", "cn-channels"), ({},)),),

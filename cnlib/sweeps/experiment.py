@@ -13,6 +13,7 @@ from typing import Any
 from cnlib.training import Config
 
 Fields = Mapping[str, Any]  # fields of Config
+SEEDS = {"smoke": 1, "book": 3, "reduced": 3, "narrow": 3, "paper": 3}  # of an experiment that does not say
 
 
 @dataclass(frozen=True)
@@ -79,8 +80,8 @@ class Experiment:
     methods   {name: fields}: what is compared, where each sits included
     published {field: value}: the setting of the paper
     profiles  {name: fields}: sizes; "paper" changes none of the published ones
-    seeds     {profile: how many}
     sweeps    {name: grids}, the most telling grid first: a sweep that is stopped early has what matters most
+    seeds     {profile: how many}
     printed   {published table: where its cells are among the sweeps}
     primary   {claim: the comparison}, declared, and corrected for each other: `cnlib.results.declared`
     """
@@ -90,9 +91,9 @@ class Experiment:
     methods: Mapping[str, Fields]
     published: Fields
     profiles: Mapping[str, Fields]
-    seeds: Mapping[str, int]
     sweeps: Mapping[str, tuple[Grid, ...]]
-    printed: Mapping[str, Printed]
+    seeds: Mapping[str, int] = field(default_factory=lambda: SEEDS)
+    printed: Mapping[str, Printed] = field(default_factory=dict)
     primary: Mapping[str, Claim | Measured] = field(default_factory=dict)
 
     def config(
