@@ -16,6 +16,7 @@ from cnlib.data import ImageData
 from cnlib.models import MODELS
 from cnlib.norm import convert
 from cnlib.norm.registry import NORMS, create
+from cnlib.training import distributed
 from cnlib.training.config import KINDS, Config
 from cnlib.training.schedule import SCHEDULES
 
@@ -145,6 +146,14 @@ def check_options(config: Config, others: Mapping[str, Any]) -> None:
             raise ValueError(f"options: {name}={value!r}: expected {expected}, as in {name}={defaults[name]!r}")
         if type(value) is int and type(defaults[name]) is int and value < 0 <= defaults[name]:  # a number of things
             raise ValueError(f"options: {name}={value}: expected 0 or more")
+
+
+def check_two_domains(config: Config, data: ImageData, expected: str) -> None:
+    """Raise ValueError for what a task that takes a batch of each of two domains cannot do. expected: what they are."""
+    if len(data.domains) != 2:
+        raise ValueError(f"{data.name} has domains {', '.join(data.domains) or 'none'}: expected {expected}")
+    if distributed.size() > 1 or config.validation:
+        raise ValueError(f"{config.task} trains in one process and without validation images: expected neither")
 
 
 def build_model(config: Config, data: ImageData, others: Mapping[str, Any] = {}) -> nn.Module:

@@ -12,9 +12,9 @@ from torch import Tensor
 from cnlib.data import ImageData
 from cnlib.data.daynight import split_by_class
 from cnlib.norm import ContextNorm
-from cnlib.training import distributed
 from cnlib.training.augment import see, usual_view
 from cnlib.training.batches import Batch, Split
+from cnlib.training.build import check_two_domains
 from cnlib.training.config import Config
 from cnlib.training.metrics import auc
 from cnlib.training.readings import TestSet, first_layer, learned_moments
@@ -59,10 +59,7 @@ class Pairs(Trainer):
     def __init__(
         self, config: Config, data: ImageData, device: torch.device, state: dict[str, Any] | None = None
     ) -> None:
-        if distributed.size() > 1 or config.validation:
-            raise ValueError("pairs trains in one process and without validation images: expected neither")
-        if len(data.domains) != len(WAYS):
-            raise ValueError(f"{data.name} has domains {', '.join(data.domains) or 'none'}: expected day and night")
+        check_two_domains(config, data, "day and night")
         options = {**self.OPTIONS, **dict(config.options)}
         if options["steps"] < 1:
             raise ValueError(f"steps={options['steps']}: expected 1 or more")
