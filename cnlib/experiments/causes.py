@@ -28,6 +28,7 @@ from cnlib.norm.gaussians import responsibilities
 from cnlib.sweeps.experiment import Experiment, Fields, Grid
 from cnlib.training import TASKS, Trainer
 from cnlib.training.readings import first_layer
+from cnlib.training.starts import first_inputs, start_from
 
 
 class Probe(Trainer):
@@ -43,8 +44,8 @@ class Probe(Trainer):
         super().setup(data)
         layer, gain = first_layer(self.model, self.config), self.options["gain"]
         if self.options["first_batch"]:
-            x, batch = self.first_inputs()
-            self.start_from(x, batch.ids)
+            x, batch = first_inputs(self)
+            start_from(self, x, batch.ids)
         if gain != 1:
             layer.register_forward_hook(lambda _, inputs, output: output * gain)
         if isinstance(layer, ContextNorm):

@@ -39,7 +39,7 @@ from cnlib.training.batches import Batch, Split, join
 from cnlib.training.build import check_two_domains
 from cnlib.training.gradients import gradient_scores, gradients_of
 from cnlib.training.metrics import weighted_scores
-from cnlib.training.readings import TestSet, first_layer, learned_moments
+from cnlib.training.readings import TestSet, first_layer, learned_moments, some_layer_has
 from cnlib.training.trainer import TASKS, Trainer
 
 PARTS = ("source", "target")  # domain 0 and domain 1
@@ -66,7 +66,7 @@ class AdaMatch(Trainer):
     source_weight  of either view of the source
     stretch      the schedules of rate and mu are laid out for so many times the steps of the run
     pixels       "standardized" by the moments of all training images, "unit" in [0, 1], "bytes" as they are
-    frozen, from_data  the layer under test stays as it starts; it starts from the moments of so many training images
+    frozen, from_data  see `Trainer`
     separate     every batch norm is a `DomainBatchNorm`. noise_batches: of the noise scale, two at least
 
     Weight decay acts on convolutions and linear maps only. One process. Tests: "test_source" and "test_target" under
@@ -136,28 +136,27 @@ class AdaMatch(Trainer):
 
     def setup(self, data: ImageData) -> None:
         super().setup(data)
-        seed, options = self.config.seed, self.options
+        seed, ratio = self.config.seed, self.options["ratio"]
         self.target_generator = torch.Generator(self.device).manual_seed(seed + 1)
         self.mixing_generator = torch.Generator(self.device).manual_seed(seed + 2)
         self.alignment = Alignment(self.num_classes).to(self.device, self.dtype)
         self.source, self.target = (self.train.where(domain=d) for d in (0, 1))
         # what running statistics are re-estimated on: the domains in the proportion of a batch
-        count = max(1, min(len(self.source), len(self.target) // options["ratio"]))
+        count = max(1, min(len(self.source), len(self.target) // ratio))
         domains = self.train.alongside["domains"]
         rows = [(domains == d).nonzero().squeeze(1) for d in (0, 1)]
-        self.train = self.train.at(torch.cat((rows[0][:count], rows[1][: count * options["ratio"]])))
+        self.train = self.train.at(torch.cat((rows[0][:count], rows[1][: count * ratio])))
         whole = self.tests["test"].split
         self.apart = {f"test_{part}": whole.where(domain=d) for d, part in enumerate(PARTS)}
         self.tests = {name: TestSet(split) for name, split in self.apart.items()}
-        told = any(hasattr(layer, "given_ids") for layer in self.model.modules())
-        self.told = told and self.config.contexts == "domain"
+        self.told = some_layer_has(self.model, "given_ids") and self.config.contexts == "domain"
         if self.told:
             self.tests |= {SWAPPED[k]: replace(t, contexts=lambda ids: 1 - ids) for k, t in self.tests.items()}
-        self.start_from_data(options["from_data"])
 
     def late_tests(self) -> dict[str, TestSet]:
-        knows = any(hasattr(layer, "inference") for layer in self.model.modules())
-        return {f"{name}_plus": TestSet(s, inference="cn+") for name, s in self.apart.items()} if knows else {}
+        if not some_layer_has(self.model, "inference"):
+            return {}
+        return {f"{name}_plus": TestSet(split, inference="cn+") for name, split in self.apart.items()}
 
     def epoch_steps(self) -> int:
         size, ratio = self.config.batch_size, self.options["ratio"]

@@ -77,7 +77,6 @@ class Pairs(Trainer):
         self.tests.pop("test_plus", None)
         self.seen: list[tuple[Tensor, Tensor, Tensor]] = []
         self.places = [self.at_time(self.train, time) for time in range(len(WAYS))]
-        self.start_from_data(self.options["from_data"])
         (whole,) = self.train.ordered(len(self.train))
         assert whole.domains is not None
         self.moments = moments_of(whole.x, whole.domains, len(WAYS))  # as the layer under test sees them

@@ -17,6 +17,7 @@ from cnlib.norm.gate import imbalance
 from cnlib.training import Worth, loop, train, worth
 from cnlib.training.loop import fetch
 from cnlib.training.readings import first_layer
+from cnlib.training.starts import first_inputs
 from cnlib.training.worth import gate_readings, soft_gates
 
 CPU = torch.device("cpu")
@@ -240,8 +241,8 @@ def test_a_run_goes_on_bit_for_bit(tmp_path, monkeypatch, method):
 @pytest.mark.parametrize("method", ["mode-4", "gated-4"])
 def test_gates_may_start_from_clusters_of_what_the_layer_gets(method):
     plain, started = trainer(method), trainer(f"{method}-kmeans")
-    x, batch = started.first_inputs()
-    torch.testing.assert_close(x, plain.first_inputs()[0])
+    x, batch = first_inputs(started)
+    torch.testing.assert_close(x, first_inputs(plain)[0])
     assert x.shape[:2] == (64, first_layer(started.model, started.config).num_features)
     gates = {one: soft_gates(first_layer(one.model, one.config), x).detach() for one in (plain, started)}
     assert 2 * gates[plain].std(0).max() < gates[started].std(0).min()
