@@ -193,8 +193,9 @@ def _train(
     progress: bool | None,
     until: float | None,
 ) -> records.Run:
-    mark = time.perf_counter()
+    clock = time.perf_counter()
     check(config, TASKS)
+    name = path.stem if path else f"{config.method}-s{config.seed}"
     with ExitStack() as stack:
         # the caller's random numbers are none of our business: they go on as if nothing had been drawn here
         stack.callback(checkpoint.set_rng_state, checkpoint.rng_state(device), device)
@@ -206,45 +207,52 @@ def _train(
         begun = {
             "provenance": records.provenance(device, images.checksum),
             "contexts_seconds": trainer.contexts_seconds,
-            "setup_seconds": time.perf_counter() - mark,
+            "setup_seconds": time.perf_counter() - clock,
         }
         if state:
             lines.append({"type": "resume", "after_epoch": trainer.epoch, **begun})
         else:  # a record without its checkpoint starts again
             header = {"type": "header", "config": config.to_dict(), "headline": trainer.HEADLINE}
             lines = [header | begun]
-        name = path.stem if path else f"{config.method}-s{config.seed}"
         report, close = reporter(config.epochs, name, progress if distributed.leader() else False)
         stack.callback(close)
-        mark = time.perf_counter()
+        clock = time.perf_counter()
         # each clock is a little different: one decides
-        while (
-            not trainer.done and not _diverged(lines) and not distributed.from_leader(lambda: _too_late(lines, until))
-        ):
+        while not (trainer.done or _diverged(lines) or distributed.from_leader(lambda: _too_late(lines, until))):
             metrics = trainer.run_epoch()
-            now = time.perf_counter()
-            row = {key: json_number(value) for key, value in metrics.items()}
             # since the row before: writing that row and its checkpoint is in here, nothing is left out
-            lines.append({"type": "epoch", "epoch": trainer.epoch, **row, "seconds": now - mark})
+            before, clock = clock, time.perf_counter()
+            row = {key: json_number(value) for key, value in metrics.items()}
+            lines.append({"type": "epoch", "epoch": trainer.epoch, **row, "seconds": clock - before})
             records.check_numbers(lines[-1], f"{name}, epoch {trainer.epoch}")
-            mark = now
-            if path and saved and distributed.leader():
-                # the checkpoint carries the lines: whichever of the two files a kill leaves behind, they agree again
-                checkpoint.save(saved, {"lines": json.dumps(lines), **trainer.state()})
-                records.write_lines(path, lines)
+            _write(path, lines, trainer)
             headline = f"{trainer.HEADLINE.replace('_', ' ')} {metrics[trainer.HEADLINE]:.3f}"
             report(trainer.epoch, f"train loss {metrics['train_loss']:.3f}, {headline}")
         if trainer.done or _diverged(lines):
-            status = "diverged" if _diverged(lines) else "finished"
-            read = {} if _diverged(lines) else trainer.conclude()
-            final = {"type": "final", "status": status, **records.summary(lines), **trainer.memory()}
-            lines.append(final | {key: json_number(value) for key, value in read.items()})
-            if path and saved and distributed.leader():
-                records.write_lines(path, lines)
-                saved.unlink(missing_ok=True)  # the record is whole and on disk: nothing reads its checkpoint any more
+            lines.append(_final_line(trainer, lines))
+            _write(path, lines, trainer)
     run = records.as_run(name, lines)
     run.model = synchronize(trainer.tested, False)
     return run
+
+
+def _final_line(trainer: Trainer, lines: list[records.Line]) -> records.Line:
+    status, read = ("diverged", {}) if _diverged(lines) else ("finished", trainer.conclude())
+    final = {"type": "final", "status": status, **records.summary(lines), **trainer.memory()}
+    return final | {key: json_number(value) for key, value in read.items()}
+
+
+def _write(path: Path | None, lines: list[records.Line], trainer: Trainer) -> None:
+    """The record, and until it is whole the checkpoint to go on from."""
+    if path is None or not distributed.leader():
+        return
+    saved = path.with_suffix(".pt")
+    if not is_finished(lines):
+        # the checkpoint carries the lines: whichever of the two files a kill leaves behind, they agree again
+        checkpoint.save(saved, {"lines": json.dumps(lines), **trainer.state()})
+    records.write_lines(path, lines)
+    if is_finished(lines):
+        saved.unlink(missing_ok=True)  # the record is whole and on disk: nothing reads its checkpoint any more
 
 
 def _too_late(lines: list[records.Line], until: float | None) -> bool:
