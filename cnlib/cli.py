@@ -27,6 +27,7 @@ from cnlib.arguments import (
     explained,
     folder,
     slots,
+    usable_device,
 )
 from cnlib.data.command import FAILED, data_app, data_names
 
@@ -167,13 +168,7 @@ def _run(configs: Mapping[str, Any], out: Path, device: str, threads: int, until
     from cnlib import sweeps
     from cnlib.training import distributed
 
-    if device.partition(":")[0] not in DEVICES:
-        raise typer.BadParameter(f"{device!r}: expected one of {', '.join(DEVICES)}", param_hint="--device")
-    try:
-        torch.zeros(1, device=device)
-    except Exception as error:  # AssertionError, RuntimeError and more, by the kind of device
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise typer.BadParameter(f"{device!r} cannot be used here: {reason}", param_hint="--device") from error
+    usable_device(device, DEVICES)
     torch.set_num_threads(threads)
     if dry_run:
         for text in sweeps.preview(configs, out, device):
