@@ -37,8 +37,7 @@ from cnlib.training.adamatch_formulas import (
 from cnlib.training.augment import View, cutout, flip, jitter, shift
 from cnlib.training.batches import Batch, Split, join
 from cnlib.training.build import check_two_domains
-from cnlib.training.gradients import gradient_scores, gradients_of
-from cnlib.training.metrics import weighted_scores
+from cnlib.training.metrics import gradient_scores, gradients_of, weighted_scores
 from cnlib.training.readings import TestSet, first_layer, learned_moments, some_layer_has
 from cnlib.training.trainer import TASKS, Trainer
 
