@@ -1,4 +1,4 @@
-"""What is measured of a network: of its answers, by one confusion matrix kept on the device; of scores; of gradients."""
+"""What is measured: of answers, by one confusion matrix kept on the device; of scores; of gradients."""
 
 from __future__ import annotations
 

@@ -82,9 +82,9 @@ def test_the_network_is_read_on_all_pairs_of_day_and_night():
 
 
 def test_the_gap_is_one_at_the_start_and_nothing_at_the_datas_moments():
-    assert trainer("cn").way()["swap_gap"] == pytest.approx(1)
+    assert trainer("cn").progress()["swap_gap"] == pytest.approx(1)
     fixed = trainer("fixed")
-    assert fixed.way()["swap_gap"] < 1e-3 and "swap_gap" not in trainer("none").way()
+    assert fixed.progress()["swap_gap"] < 1e-3 and "swap_gap" not in trainer("none").progress()
     before = [value.clone() for value in fixed.learned.moments()]
     fixed.run_epoch()
     assert all(torch.equal(*pair) for pair in zip(before, fixed.learned.moments(), strict=True))
@@ -98,7 +98,7 @@ def test_the_gap_is_one_at_the_start_and_nothing_at_the_datas_moments():
         wanted = affine(x, *gain_and_offset(it.moments.mean, it.moments.var, a, b))
         far = [(wanted - y).square().mean().sqrt() for y in (swap(x, it.learned, a, b), x)]
         shares.append(float(far[0] / far[1]))
-    assert it.way()["swap_gap"] == pytest.approx(np.mean(shares), rel=1e-4)
+    assert it.progress()["swap_gap"] == pytest.approx(np.mean(shares), rel=1e-4)
 
 
 def test_the_distance_of_maps_that_differ_little_far_from_zero():
