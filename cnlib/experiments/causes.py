@@ -113,4 +113,3 @@ EXPERIMENT = Experiment(
         "without-ids": (Grid(("cn", "cn-channels"), on(CIFAR[::-1], ({},))),),
     },
 )
-config = EXPERIMENT.config

@@ -170,4 +170,3 @@ EXPERIMENT = Experiment(
     },
     primary=PRIMARY,
 )
-config = EXPERIMENT.config

@@ -124,4 +124,3 @@ EXPERIMENT = Experiment(
     },
     primary=PRIMARY,
 )
-config = EXPERIMENT.config

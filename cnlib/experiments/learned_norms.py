@@ -187,4 +187,3 @@ EXPERIMENT = Experiment(
     },
     primary=PRIMARY,
 )
-config = EXPERIMENT.config

@@ -135,4 +135,3 @@ EXPERIMENT = Experiment(
     },
     primary=PRIMARY,
 )
-config = EXPERIMENT.config
