@@ -194,32 +194,35 @@ class AdaMatch(Trainer):
     ) -> dict[str, Tensor]:
         """The loss of a step and what is recorded of it. step: None leaves the running averages of classes as they
         are; running statistics move with the joint pass."""
-        o, count = self.options, len(source.labels)
-        both = join(source.each_view())
-        if not o["adapt"]:
-            logits = self.logits(self.compiled, both)
-        else:
-            joint = self.logits(self.compiled, join([*source.each_view(), *target.each_view()]))
-            with FIRST_PASS[o["first_pass"]](self.model):
-                alone = self.logits(self.compiled, both)
-            share = torch.rand(alone.shape, generator=generator, device=alone.device, dtype=alone.dtype)
-            logits = interpolated(joint[: 2 * count], alone, share)
+        alone = join(source.each_view())
+        if not self.options["adapt"]:
+            return self.source_loss(self.logits(self.compiled, alone), source)
+        joint = self.logits(self.compiled, join([*source.each_view(), *target.each_view()]))
+        with FIRST_PASS[self.options["first_pass"]](self.model):
+            apart = self.logits(self.compiled, alone)
+        share = torch.rand(apart.shape, generator=generator, device=apart.device, dtype=apart.dtype)
+        found = self.source_loss(interpolated(joint[: len(apart)], apart, share), source)
+        found |= self.target_loss(joint[len(apart) :], found["logits"].softmax(1), target, step)
+        mu = target_weight(self.steps_done / self.schedule_steps())
+        return found | {"loss": found["loss"] + mu * found["target_loss"]}
+
+    def source_loss(self, logits: Tensor, source: Batch) -> dict[str, Tensor]:
+        """logits (2 N, K): of the weak views, then of the strong ones."""
         weak, strong = logits.chunk(2)
-        of_source = F.cross_entropy(weak, source.labels) + F.cross_entropy(strong, source.labels)
-        loss = o["source_weight"] * of_source
-        found = {"logits": weak.detach(), "labels": source.labels}
-        if o["adapt"]:
-            target_weak, target_strong = joint[2 * count :].chunk(2)
-            p_source, p_target = weak.detach().softmax(1), target_weak.detach().softmax(1)
-            if step is not None:
-                self.alignment.update(p_source.mean(0), p_target.mean(0), step)
-            p = ALIGNMENTS[o["alignment"]](p_target, p_source, self.alignment)
-            accepted = CONFIDENCES[o["confidence"]](p).amax(1) >= o["threshold"] * p_source.amax(1).mean()
-            of_target = F.cross_entropy(target_strong, LABELS[o["labels"]](p), reduction="none") * accepted
-            loss = loss + target_weight(self.steps_done / self.schedule_steps()) * of_target.mean()
-            right = accepted & (p.argmax(1) == target.labels)  # the only use of the target's labels: to watch
-            found |= {"mask": accepted.to(p).mean(), "mask_right": right.to(p).mean(), "target_loss": of_target.mean()}
-        return {"loss": loss, **found}
+        of_views = F.cross_entropy(weak, source.labels) + F.cross_entropy(strong, source.labels)
+        return {"loss": self.options["source_weight"] * of_views, "logits": weak.detach(), "labels": source.labels}
+
+    def target_loss(self, logits: Tensor, p_source: Tensor, target: Batch, step: int | None) -> dict[str, Tensor]:
+        """logits (2 M, K), as `source_loss` has them; p_source (N, K): probabilities in the source's weak views."""
+        o, (weak, strong) = self.options, logits.chunk(2)
+        p_target = weak.detach().softmax(1)
+        if step is not None:
+            self.alignment.update(p_source.mean(0), p_target.mean(0), step)
+        p = ALIGNMENTS[o["alignment"]](p_target, p_source, self.alignment)
+        accepted = CONFIDENCES[o["confidence"]](p).amax(1) >= o["threshold"] * p_source.amax(1).mean()
+        each = F.cross_entropy(strong, LABELS[o["labels"]](p), reduction="none") * accepted
+        right = accepted & (p.argmax(1) == target.labels)  # the only use of the target's labels: to watch
+        return {"mask": accepted.to(p).mean(), "mask_right": right.to(p).mean(), "target_loss": each.mean()}
 
     def run_epoch(self) -> dict[str, Any]:
         found = super().run_epoch()
