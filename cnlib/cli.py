@@ -59,13 +59,11 @@ def experiment_names() -> list[str]:
 
 
 Profile = Annotated[
-    str,
-    typer.Option(help="sizes: smoke (seconds), book (digits), reduced (CPU), narrow (quarter of the width), paper"),
+    str, typer.Option(help="sizes: smoke (seconds), book (digits), reduced (CPU), narrow (quarter of the width), paper")
 ]
 Device = Annotated[str, typer.Option(help="cpu, cuda or mps")]
 Threads = Annotated[
-    int,
-    typer.Option(min=1, max=MOST_THREADS, help="of the CPU, for each process; sums depend on it in the last bit"),
+    int, typer.Option(min=1, max=MOST_THREADS, help="of the CPU, for each process; sums depend on it in the last bit")
 ]
 Out = Annotated[
     Path | None,
@@ -214,8 +212,7 @@ def report(
 @app.command(context_settings={"ignore_unknown_options": True})
 def bench(
     given: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="PART", help="layers, mixture, train, cost, or all; then options"),
+        list[str] | None, typer.Argument(metavar="PART", help="layers, mixture, train, cost, or all; then options")
     ] = None,
 ) -> None:
     """Measure speed and memory beside peers, in one run. Options go to `python -m studies`.
