@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
+
+if TYPE_CHECKING:
+    import torch
 
 MOST_SEEDS, MOST_THREADS = 100, 1024
 # of fields of a configuration: beyond, a machine lacks the memory, float32 the range, or nothing is printed for days
@@ -79,6 +82,19 @@ def folder(text: str) -> Path:
     if not there.is_dir():
         raise typer.BadParameter(f"{str(there)!r} is a file: expected a folder")
     return path
+
+
+def usable_device(name: str, known: Sequence[str]) -> torch.device:
+    """The device of that name, one of those `known`, where torch can use it here."""
+    import torch
+
+    if name.partition(":")[0] not in known:
+        raise typer.BadParameter(f"{name!r}: expected one of {', '.join(known)}", param_hint="--device")
+    try:
+        return torch.zeros(1, device=name).device
+    except Exception as error:  # AssertionError, RuntimeError and more, by the kind of device
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise typer.BadParameter(f"{name!r} cannot be used here: {reason}", param_hint="--device") from error
 
 
 @contextmanager

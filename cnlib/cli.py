@@ -27,6 +27,7 @@ from cnlib.arguments import (
     explained,
     folder,
     slots,
+    usable_device,
 )
 from cnlib.data.command import FAILED, data_app, data_names
 
@@ -58,13 +59,11 @@ def experiment_names() -> list[str]:
 
 
 Profile = Annotated[
-    str,
-    typer.Option(help="sizes: smoke (seconds), book (digits), reduced (CPU), narrow (quarter of the width), paper"),
+    str, typer.Option(help="sizes: smoke (seconds), book (digits), reduced (CPU), narrow (quarter of the width), paper")
 ]
 Device = Annotated[str, typer.Option(help="cpu, cuda or mps")]
 Threads = Annotated[
-    int,
-    typer.Option(min=1, max=MOST_THREADS, help="of the CPU, for each process; sums depend on it in the last bit"),
+    int, typer.Option(min=1, max=MOST_THREADS, help="of the CPU, for each process; sums depend on it in the last bit")
 ]
 Out = Annotated[
     Path | None,
@@ -167,13 +166,7 @@ def _run(configs: Mapping[str, Any], out: Path, device: str, threads: int, until
     from cnlib import sweeps
     from cnlib.training import distributed
 
-    if device.partition(":")[0] not in DEVICES:
-        raise typer.BadParameter(f"{device!r}: expected one of {', '.join(DEVICES)}", param_hint="--device")
-    try:
-        torch.zeros(1, device=device)
-    except Exception as error:  # AssertionError, RuntimeError and more, by the kind of device
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise typer.BadParameter(f"{device!r} cannot be used here: {reason}", param_hint="--device") from error
+    usable_device(device, DEVICES)
     torch.set_num_threads(threads)
     if dry_run:
         for text in sweeps.preview(configs, out, device):
@@ -219,8 +212,7 @@ def report(
 @app.command(context_settings={"ignore_unknown_options": True})
 def bench(
     given: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="PART", help="layers, mixture, train, cost, or all; then options"),
+        list[str] | None, typer.Argument(metavar="PART", help="layers, mixture, train, cost, or all; then options")
     ] = None,
 ) -> None:
     """Measure speed and memory beside peers, in one run. Options go to `python -m studies`.

@@ -80,8 +80,7 @@ def moments_of(x: Tensor, ids: Tensor, count: int) -> Moments:
 def by_instance(x: Tensor, moments: Moments, source: int, target: int) -> Tensor:
     """Each image to the target's mean and to the mean contrast of the target's images: AdaIN with one style."""
     var, mean = torch.var_mean(x, (2, 3), correction=0, keepdim=True)
-    wanted = (value[target][:, None, None].to(x) for value in (moments.own_std, moments.mean))
-    gain, center = wanted
+    gain, center = (value[target][:, None, None].to(x) for value in (moments.own_std, moments.mean))
     return (x - mean) / (var + 1e-12).sqrt() * gain + center
 
 

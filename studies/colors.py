@@ -9,7 +9,7 @@ import numpy as np
 import typer
 
 from cnlib.arguments import explained
-from cnlib.contexts.kmeans import color
+from cnlib.contexts.kmeans import color_moments
 from cnlib.data import load
 from cnlib.results.images import COLORS, STEP
 from cnlib.training.records import pack, write_lines
@@ -22,7 +22,7 @@ def ship(datasets: list[str]) -> None:
     for name in datasets:
         with explained():
             data = load(name)
-        found = dict(zip(("mean", "std"), np.split(color(data.test_images), 2, axis=1), strict=True))
+        found = dict(zip(("mean", "std"), np.split(color_moments(data.test_images), 2, axis=1), strict=True))
         kept = {key: pack(torch.from_numpy(np.rint(value / STEP)).flatten()) for key, value in found.items()}
         line = {
             "type": "header",

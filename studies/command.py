@@ -24,6 +24,8 @@ os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # before torch: its profiler lo
 
 import typer
 
+from cnlib.arguments import usable_device
+
 if TYPE_CHECKING:
     import torch
 
@@ -67,7 +69,7 @@ def main(
     record: Annotated[bool, typer.Option(help="write into the package, for the book")] = False,
 ) -> None:
     """Every layer, the mixture, the training loop and a training run, each beside its peers in one run."""
-    at = _device("cpu" if only == Part.mixture else device)
+    at = usable_device("cpu" if only == Part.mixture else device, ("cpu", "cuda"))
     if layer and only != Part.layers:
         raise typer.BadParameter("expected --only layers beside it", param_hint="--layer")
     parts = [part for part in Part if part != Part.all] if only == Part.all else [only]
@@ -106,19 +108,6 @@ def main(
     kept = [line for line in others if line["layer"] not in anew]
     write_lines(path, [header, *kept, *({"type": kind, **row} for row in rows)])
     print(f"recorded in {path.relative_to(HERE.parent)}")
-
-
-def _device(name: str) -> torch.device:
-    """cpu or cuda, where it can be used."""
-    import torch
-
-    try:
-        if name.partition(":")[0] not in ("cpu", "cuda"):
-            raise ValueError("expected cpu or cuda")
-        return torch.zeros(1, device=name).device
-    except Exception as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise typer.BadParameter(f"{name!r} cannot be used here: {reason}", param_hint="--device") from error
 
 
 def _measure_elsewhere(arguments: list[str]) -> int:

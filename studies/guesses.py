@@ -29,7 +29,7 @@ def ship(
     from cnlib.experiments.second_view import GUESSES, halves
     from cnlib.training import Config, Trainer
     from cnlib.training.batches import Split, moments
-    from cnlib.training.readings import READ_SIZE, reestimated
+    from cnlib.training.readings import logits_on, reestimated
     from cnlib.training.records import pack, provenance, write_lines
 
     if side not in ("left", "right"):
@@ -44,10 +44,8 @@ def ship(
         print(f"epoch {network.epoch}: {found['test_accuracy']:.1%} of the test images", flush=True)
     model = reestimated(network)
 
-    @torch.no_grad()
     def guesses(images: np.ndarray, labels: np.ndarray) -> torch.Tensor:
-        split = Split(images, labels, moments(data.train_images), device)
-        return torch.cat([network.logits(model, batch).argmax(1) for batch in split.ordered(READ_SIZE)])
+        return logits_on(network, model, Split(images, labels, moments(data.train_images), device)).argmax(1)
 
     train_guesses = guesses(ours.train_images, ours.train_labels)
     test_guesses = guesses(ours.test_images, ours.test_labels)

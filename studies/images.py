@@ -5,7 +5,6 @@
 One file a data set: statistics of the images, never the images.
 """
 
-import json
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -15,9 +14,11 @@ from typing import Annotated, Any, cast
 
 import numpy as np
 import torch
+import typer
 from torch import nn
 
 from cnlib import contexts, data
+from cnlib.arguments import MOST_THREADS, explained, folder
 from cnlib.contexts import GMMContexts
 from cnlib.contexts.quality import (
     audit,
@@ -37,6 +38,7 @@ from cnlib.training import Config, train
 from cnlib.training.batches import Split, moments
 from cnlib.training.build import build_model
 from cnlib.training.records import provenance, write_lines
+from studies import rounded
 
 Row = dict[str, Any]
 # arguments of GMMContexts; the first is its default and that of chapter 9
@@ -195,7 +197,7 @@ def faults(source: ImageData, sizes: Sizes) -> Iterator[Row]:
         yield row
 
 
-def explained(source: ImageData, sizes: Sizes) -> Iterator[Row]:
+def explained_shares(source: ImageData, sizes: Sizes) -> Iterator[Row]:
     """Share of the variance at the input of the third norm layer that a context accounts for, before training and after
     it, with batch norm in every slot; on test images."""
     part = source.subset(sizes.net[0], sizes.test // 2)
@@ -239,7 +241,7 @@ def analyse(source: ImageData, profile: str) -> tuple[list[Row], dict[str, np.nd
         "fit": lambda: fits(source, sizes),
         "order": lambda: orders(source, sizes),
         "fault": lambda: faults(source, sizes) if sizes.audits else (),
-        "explained": lambda: explained(source, sizes),
+        "explained": lambda: explained_shares(source, sizes),
     }
     for kind, part in parts.items():
         clock = time.monotonic()
@@ -249,35 +251,28 @@ def analyse(source: ImageData, profile: str) -> tuple[list[Row], dict[str, np.nd
     header: Row = {"type": "header", "dataset": source.name, "classes": list(source.classes), "profile": profile}
     header |= {"sizes": asdict(sizes), "seconds": seconds}
     header["provenance"] = provenance(torch.device("cpu"), source.checksum)
-    return json.loads(json.dumps([header, *lines]), parse_float=lambda text: round(float(text), 6)), arrays
+    return rounded([header, *lines]), arrays
 
 
-def main() -> None:
-    import typer
-
-    from cnlib.arguments import MOST_THREADS, explained, folder
-
-    def command(
-        out: Annotated[Path, typer.Option(parser=folder, metavar="FOLDER", help="of the record, one file a data set")],
-        dataset: Annotated[str, typer.Option(help="cifar10, cifar100, or another that cnlib.data loads")] = "cifar10",
-        profile: Annotated[str, typer.Option(help="sizes: " + ", ".join(PROFILES))] = "reduced",
-        threads: Annotated[int, typer.Option(min=1, max=MOST_THREADS, help="of the CPU")] = 1,
-    ) -> None:
-        """Describe the mixtures of a data set's images, and record what chapter 8 draws."""
-        if profile not in PROFILES:
-            raise typer.BadParameter(f"{profile!r}: expected one of {', '.join(PROFILES)}", param_hint="--profile")
-        with explained():
-            source = data.load(dataset)
-            out.mkdir(parents=True, exist_ok=True)  # not after hours
-        torch.set_num_threads(threads)
-        # recorded: iterations
-        warnings.filterwarnings("ignore", message="EM did not reach")
-        lines, arrays = analyse(source, profile)
-        write_lines(out / f"{dataset}.jsonl", lines)
-        write_npz(out / f"{dataset}.npz", {"kind": "mixtures", "data": lines[0]["provenance"]["data"]}, arrays)
-
-    typer.run(command)
+def main(
+    out: Annotated[Path, typer.Option(parser=folder, metavar="FOLDER", help="of the record, one file a data set")],
+    dataset: Annotated[str, typer.Option(help="cifar10, cifar100, or another that cnlib.data loads")] = "cifar10",
+    profile: Annotated[str, typer.Option(help="sizes: " + ", ".join(PROFILES))] = "reduced",
+    threads: Annotated[int, typer.Option(min=1, max=MOST_THREADS, help="of the CPU")] = 1,
+) -> None:
+    """Describe the mixtures of a data set's images, and record what chapter 8 draws."""
+    if profile not in PROFILES:
+        raise typer.BadParameter(f"{profile!r}: expected one of {', '.join(PROFILES)}", param_hint="--profile")
+    with explained():
+        source = data.load(dataset)
+        out.mkdir(parents=True, exist_ok=True)  # not after hours
+    torch.set_num_threads(threads)
+    # recorded: iterations
+    warnings.filterwarnings("ignore", message="EM did not reach")
+    lines, arrays = analyse(source, profile)
+    write_lines(out / f"{dataset}.jsonl", lines)
+    write_npz(out / f"{dataset}.npz", {"kind": "mixtures", "data": lines[0]["provenance"]["data"]}, arrays)
 
 
 if __name__ == "__main__":
-    main()
+    typer.run(main)

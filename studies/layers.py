@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import gc
 import importlib
+import itertools
 import math
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -43,15 +45,22 @@ class NaiveMixtureNorm(nn.Module):
         return (t / prior.sqrt() * centered / (var + 1e-5).sqrt()).sum(1)
 
 
-def authors_layer(channels: int) -> nn.Module | None:
-    """The authors' published ContextNorm (a BatchNorm per context); None where their package is not installed."""
-    try:
-        return importlib.import_module("pytorch-context-based-norm").ContextNorm(K)
-    except ImportError:
-        return None
+class AuthorsContextNorm(nn.Module):
+    """The authors' published ContextNorm (a BatchNorm per context), which takes x and ids as one tuple. ImportError
+    where their package is not installed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = importlib.import_module("pytorch-context-based-norm").ContextNorm(K)
+
+    def forward(self, x: Tensor, ids: Tensor) -> Tensor:
+        return self.layer((x, ids))
 
 
-def layers(shape: tuple[int, ...], gradient: str) -> Iterator[tuple[str, nn.Module, tuple[Any, ...]]]:
+EAGER_ONLY = (NaiveMixtureNorm, AuthorsContextNorm)
+
+
+def layers(shape: tuple[int, ...], gradient: str) -> Iterator[tuple[str, nn.Module, tuple[Tensor, ...]]]:
     """Name, layer and what its forward takes after x."""
     n, c = shape[:2]
     generator = torch.Generator().manual_seed(0)
@@ -71,17 +80,13 @@ def layers(shape: tuple[int, ...], gradient: str) -> Iterator[tuple[str, nn.Modu
     yield "ExemplarNorm", cnlib.ExemplarNorm(c, **g), ()
     if gradient == "autograd":
         yield "MixtureNorm, naive K copies", NaiveMixtureNorm(), (tau,)
-        authors = authors_layer(c)
-        if authors is not None:
-            yield "authors' ContextNorm", authors, (ids,)
+        with suppress(ImportError):
+            yield "authors' ContextNorm", AuthorsContextNorm(), (ids,)
 
 
-def step_of(layer: nn.Module, x: Tensor, extra: tuple[Any, ...], grad: Tensor) -> Step:
-    authors = type(layer).__module__.startswith("pytorch-context")
-
+def step_of(layer: nn.Module, x: Tensor, extra: tuple[Tensor, ...], grad: Tensor) -> Step:
     def step() -> None:
-        y = layer((x, *extra)) if authors else layer(x, *extra)
-        y.backward(grad)
+        layer(x, *extra).backward(grad)
         x.grad = None
 
     return step
@@ -141,6 +146,30 @@ def peak_bytes(step: Step, device: torch.device) -> int:
     return peak
 
 
+class Beside:
+    """nn.BatchNorm2d on x of one shape, beside which the others are measured. budget: seconds of timing for each."""
+
+    def __init__(self, shape: tuple[int, ...], device: torch.device, budget: float) -> None:
+        torch.manual_seed(0)
+        self.x, self.grad = torch.randn(shape, device=device, requires_grad=True), torch.randn(shape, device=device)
+        self.budget, native, target = budget, nn.BatchNorm2d(shape[1]).to(device), torch.empty_like(self.grad)
+        self.step = step_of(native, self.x, (), self.grad)
+        self.kept, self.peak = kept_bytes(lambda: native(self.x), self.x), peak_bytes(self.step, device)
+        self.copy_ratio, _ = time_ratio(lambda: target.copy_(self.grad), self.step, budget)
+
+    def measure(self, layer: nn.Module, extra: tuple[Tensor, ...]) -> dict[str, Any]:
+        step = step_of(layer, self.x, extra, self.grad)
+        ratio, native_ms = time_ratio(step, self.step, self.budget)
+        return {
+            "time_ratio": ratio,
+            "native_ms": native_ms,
+            "copy_ratio": self.copy_ratio,
+            "kept_bytes": kept_bytes(lambda: layer(self.x, *extra), self.x),
+            "native_kept_bytes": self.kept,
+            "peak_ratio": peak_bytes(step, self.x.device) / self.peak,
+        }
+
+
 def run(
     budget: float = 1.0,
     shapes: tuple[tuple[int, ...], ...] = SHAPES,
@@ -157,41 +186,15 @@ def run(
     device = torch.device(device)
     rows = []
     for shape in shapes:
-        torch.manual_seed(0)
-        x, grad = torch.randn(shape, device=device, requires_grad=True), torch.randn(shape, device=device)
-        native = nn.BatchNorm2d(shape[1]).to(device)
-        reference = step_of(native, x, (), grad)
-        native_kept, native_peak = kept_bytes(lambda: native(x), x), peak_bytes(reference, device)  # noqa: B023
-        target, source = torch.empty_like(grad), grad
-        copy_ratio, _ = time_ratio(lambda: target.copy_(source), reference, budget)  # noqa: B023
-        for gradient in ("manual", "autograd"):
-            for compiled in (False, True):
-                for name, layer, extra in layers(shape, gradient):
-                    if names and name not in names:
-                        continue
-                    if compiled and ("naive" in name or "authors" in name):
-                        continue
-                    torch.compiler.reset()
-                    layer, extra = layer.to(device), tuple(tensor.to(device) for tensor in extra)
-                    run_layer = torch.compile(layer) if compiled else layer
-                    step = step_of(run_layer, x, extra, grad)
-                    ratio, native_ms = time_ratio(step, reference, budget)
-                    authors = "authors" in name
-                    forward = lambda: run_layer((x, *extra)) if authors else run_layer(x, *extra)  # noqa: E731, B023
-                    rows.append(
-                        {
-                            "layer": name,
-                            "gradient": gradient,
-                            "compiled": compiled,
-                            "shape": list(shape),
-                            "time_ratio": ratio,
-                            "native_ms": native_ms,
-                            "copy_ratio": copy_ratio,
-                            "kept_bytes": kept_bytes(forward, x),
-                            "native_kept_bytes": native_kept,
-                            "peak_ratio": peak_bytes(step, device) / native_peak,
-                        }
-                    )
+        beside = Beside(shape, device, budget)
+        for gradient, compiled in itertools.product(("manual", "autograd"), (False, True)):
+            for name, layer, extra in layers(shape, gradient):
+                if (names and name not in names) or (compiled and isinstance(layer, EAGER_ONLY)):
+                    continue
+                torch.compiler.reset()
+                layer, extra = layer.to(device), tuple(tensor.to(device) for tensor in extra)
+                found = beside.measure(torch.compile(layer) if compiled else layer, extra)
+                rows.append({"layer": name, "gradient": gradient, "compiled": compiled, "shape": list(shape), **found})
     return rows
 
 

@@ -8,7 +8,6 @@ One file a data set: counts and accuracies, never the ids. The images have to be
 
 import hashlib
 import io
-import json
 import pickle
 import subprocess
 from collections.abc import Iterator
@@ -18,11 +17,14 @@ from typing import Annotated, Any
 
 import numpy as np
 import torch
+import typer
 
 from cnlib import data
+from cnlib.arguments import explained, folder
 from cnlib.contexts.quality import audit, contingency, mutual_information, patch_means, shares
 from cnlib.data import ImageData
 from cnlib.training.records import provenance, write_lines
+from studies import rounded
 
 Row = dict[str, Any]
 ADDRESS = "https://github.com/b-faye/Context-Normalization"
@@ -67,38 +69,31 @@ def rows(source: ImageData, train: np.ndarray, test: np.ndarray) -> Iterator[Row
     yield {"type": "audit", "ids": "test", **audit(x_test[::2], test[::2], x_test[1::2], test[1::2])}
 
 
-def main() -> None:
-    import typer
+def main(
+    repository: Annotated[str, typer.Option(metavar="FOLDER", help="a clone of the authors' repository")],
+    out: Annotated[Path, typer.Option(parser=folder, metavar="FOLDER", help="of the record, one file a data set")],
+    dataset: Annotated[str, typer.Option(help="cifar10, or another whose ids they publish")] = "cifar10",
+) -> None:
+    """Audit the published ids, and record what chapter 8 and the errata say of them."""
 
-    from cnlib.arguments import explained, folder
+    def git(*arguments: str) -> bytes:
+        done = subprocess.run(["git", "-C", repository, *arguments], capture_output=True)
+        if done.returncode:
+            said = done.stderr.decode(errors="replace").strip()
+            raise ValueError(f"{repository} is no clone of {ADDRESS} with ids of {dataset} (git says: {said})")
+        return done.stdout
 
-    def command(
-        repository: Annotated[str, typer.Option(metavar="FOLDER", help="a clone of the authors' repository")],
-        out: Annotated[Path, typer.Option(parser=folder, metavar="FOLDER", help="of the record, one file a data set")],
-        dataset: Annotated[str, typer.Option(help="cifar10, or another whose ids they publish")] = "cifar10",
-    ) -> None:
-        """Audit the published ids, and record what chapter 8 and the errata say of them."""
-
-        def git(*arguments: str) -> bytes:
-            done = subprocess.run(["git", "-C", repository, *arguments], capture_output=True)
-            if done.returncode:
-                said = done.stderr.decode(errors="replace").strip()
-                raise ValueError(f"{repository} is no clone of {ADDRESS} with ids of {dataset} (git says: {said})")
-            return done.stdout
-
-        with explained():
-            names = {split: name.format(dataset) for split, name in FILES.items()}
-            commit = git("rev-parse", "HEAD").decode().strip()
-            raw = {split: git("show", f"{commit}:{name}") for split, name in names.items()}
-            source = data.load(dataset)
-        files = {name: hashlib.sha256(raw[split]).hexdigest() for split, name in names.items()}
-        header: Row = {"type": "header", "dataset": dataset, "repository": ADDRESS, "commit": commit, "files": files}
-        header["provenance"] = provenance(torch.device("cpu"), source.checksum)
-        lines = [header, *rows(source, read_ids(raw["train"]), read_ids(raw["test"]))]
-        write_lines(out / f"{dataset}.jsonl", json.loads(json.dumps(lines), parse_float=lambda t: round(float(t), 6)))
-
-    typer.run(command)
+    with explained():
+        names = {split: name.format(dataset) for split, name in FILES.items()}
+        commit = git("rev-parse", "HEAD").decode().strip()
+        raw = {split: git("show", f"{commit}:{name}") for split, name in names.items()}
+        source = data.load(dataset)
+    files = {name: hashlib.sha256(raw[split]).hexdigest() for split, name in names.items()}
+    header: Row = {"type": "header", "dataset": dataset, "repository": ADDRESS, "commit": commit, "files": files}
+    header["provenance"] = provenance(torch.device("cpu"), source.checksum)
+    lines = rounded([header, *rows(source, read_ids(raw["train"]), read_ids(raw["test"]))])
+    write_lines(out / f"{dataset}.jsonl", lines)
 
 
 if __name__ == "__main__":
-    main()
+    typer.run(main)

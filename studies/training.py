@@ -149,12 +149,7 @@ def throughput(
 
 
 def cost(
-    width: float,
-    placement: tuple[str, ...],
-    epochs: int,
-    size: int,
-    device: torch.device,
-    dataset: str = "cifar10",
+    width: float, placement: tuple[str, ...], epochs: int, size: int, device: torch.device, dataset: str = "cifar10"
 ) -> Iterator[Row]:
     """One row a method: seconds an epoch and peak memory of a training step, as ratios to BN of the same run.
 

@@ -14,7 +14,7 @@ from cnlib.mixture.kmeans import kmeans_plus_plus, lloyd
 from cnlib.mixture.samples import Samples
 
 
-def color(images: np.ndarray) -> np.ndarray:
+def color_moments(images: np.ndarray) -> np.ndarray:
     """Mean and standard deviation of each channel in gray levels, (N, 2 C), of images (N, H, W, C)."""
     blocks = []
     for start in range(0, len(images), 1024):
@@ -57,12 +57,12 @@ class KMeansContexts(Contexts):
         self.num_contexts = self.clusters.count
 
     def fit(self, images: np.ndarray, labels: ArrayLike | None = None, domains: ArrayLike | None = None) -> Self:
-        self.clusters.fit(color(check_images(images)))
+        self.clusters.fit(color_moments(check_images(images)))
         return self
 
     def assign(self, images: np.ndarray, labels: ArrayLike | None = None, domains: ArrayLike | None = None) -> Tensor:
         self._check_fitted()
-        features = color(check_images(images))
+        features = color_moments(check_images(images))
         if features.shape[1] != self.clusters.means.shape[1]:
             channels = self.clusters.means.shape[1] // 2
             raise ValueError(f"images must have {channels} channels as in fit, got {images.shape[-1]}")

@@ -8,7 +8,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from cnlib.contexts.base import Contexts, State, check_images
-from cnlib.contexts.kmeans import color
+from cnlib.contexts.kmeans import color_moments
 from cnlib.mixture.arguments import one_of, real_number, whole_number
 from cnlib.mixture.checks import saved_array
 from cnlib.mixture.gaussian import GaussianMixture
@@ -95,7 +95,7 @@ class GMMContexts(Contexts):
         for start in range(0, len(images), 1024):
             block = images[start : start + 1024].astype(np.float64)
             if self.features == "color":
-                block = color(block)
+                block = color_moments(block)
             block = block.reshape(len(block), -1)
             if self.projection is not None:
                 block = (block - self.projection[0]) @ self.projection[1]

@@ -2,8 +2,9 @@
 
 One folder a data set, ``$CNLIB_DATA/<name>/{train,test}_{images,labels}.npy`` (default: the user's cache folder), with
 ``{train,test}_domains.npy`` where images come from several places; a folder somebody else has put there loads under its
-own name. ``digits`` and ``photo-places`` need neither folder nor network; ``daynight`` cannot be downloaded and is read
-from ``$CNLIB_DATA/daynight_amos``. ``cifar100+mnist`` is both sets as one, with two domains.
+own name. ``digits``, what is made of them (``cnlib.data.digits``) and ``photo-places`` need neither folder nor network;
+``daynight`` cannot be downloaded and is read from ``$CNLIB_DATA/daynight_amos``. ``cifar100+mnist`` is both sets as
+one, with two domains.
 """
 
 from cnlib.data.blend import load_blend

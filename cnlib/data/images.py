@@ -69,11 +69,6 @@ class ImageData:
             digest.update(np.ascontiguousarray(array).data)
         return digest.hexdigest()[:16]
 
-    def inverted(self, name: str, classes: tuple[str, ...] = ()) -> ImageData:
-        """Every gray level v as 255 - v, under another name; with classes of its own where they are given."""
-        train, test = 255 - self.train_images, 255 - self.test_images
-        return replace(self, name=name, train_images=train, test_images=test, classes=classes or self.classes)
-
     def subset(self, train_size: int | None = None, test_size: int | None = None) -> ImageData:
         """The first images of each class, in the proportions of the whole, in the order of the whole; None keeps all.
 

@@ -9,17 +9,16 @@ import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from cnlib.data.daynight import CAMERAS, TIMES, amos, photo_places
+from cnlib.data.digits import TEN, dark_digits, digits, digits_at_16, inverse_digits
 from cnlib.data.images import ImageData
 
 Fetched = tuple[dict[str, np.ndarray], tuple[str, ...]]
-TEN = tuple("0123456789")
 SILENCE = 30.0  # seconds
 
 
@@ -130,29 +129,14 @@ def downloading(name: str, folder: Path) -> Iterator[str]:
         socket.setdefaulttimeout(before)
 
 
-@lru_cache(maxsize=1)
-def digits() -> ImageData:
-    """The 1,797 handwritten digits (8x8) that scikit-learn ships, grey levels 0 to 16 scaled to 0 to 255.
-
-    Every fifth image of each class is in the test set: a fixed, stratified split of four to one.
-    Source: E. Alpaydin and C. Kaynak, Optical Recognition of Handwritten Digits, UCI (1998).
-    """
-    try:
-        from sklearn.datasets import load_digits
-    except ImportError as error:
-        raise ImportError("digits ships with scikit-learn, which is not installed: install scikit-learn") from error
-    bunch = load_digits()
-    images = np.rint(bunch.images[..., None] * (255 / 16)).astype(np.uint8)
-    labels = bunch.target.astype(np.int64)
-    rank = np.empty_like(labels)
-    for label in range(10):
-        rank[labels == label] = np.arange((labels == label).sum())
-    test = rank % 5 == 4
-    return ImageData("digits", images[~test], labels[~test], images[test], labels[test], TEN)
-
-
 # the sets that need neither folder nor network
-EMBEDDED: dict[str, Callable[[], ImageData]] = {"digits": digits, "photo-places": photo_places}
+EMBEDDED: dict[str, Callable[[], ImageData]] = {
+    "digits": digits,
+    "inverse-digits": inverse_digits,
+    "dark-digits": dark_digits,
+    "digits-16": digits_at_16,
+    "photo-places": photo_places,
+}
 
 TRAIN_FLAG = ({"train": True}, {"train": False})
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")

@@ -1,4 +1,4 @@
-"""One file for each published experiment: its configurations, and nothing else. A new file is found by itself."""
+"""One file for each experiment: its configurations, and tasks and data sets of its own. It is found by itself."""
 
 from importlib import import_module
 from pkgutil import iter_modules

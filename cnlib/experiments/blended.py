@@ -16,11 +16,9 @@ collapse    what could make ViT collapse: MNIST left at 0 to 255 (`vit-raw`), di
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import Any
 
-from cnlib.data import EMBEDDED, ImageData
-from cnlib.experiments.vit import FEW_EPOCHS, PRINTED, PUBLISHED, REDUCED, SEEDS, TINY
+from cnlib.experiments.vit import FEW_EPOCHS, PRINTED, PUBLISHED, REDUCED, TINY
 from cnlib.sweeps.experiment import Experiment, Fields, Grid, Printed
 from cnlib.training import Run
 
@@ -33,14 +31,6 @@ def collapsed(run: Run) -> bool:
     return run.status == "diverged" or not run.curve(f"test_{first}_accuracy")[-1] >= FLOOR
 
 
-@lru_cache(maxsize=1)
-def dark_digits() -> ImageData:
-    """The embedded digits, dark on white, as a second set with classes of its own."""
-    digits = EMBEDDED["digits"]()
-    return digits.inverted("dark-digits", tuple(f"dark {name}" for name in digits.classes))
-
-
-EMBEDDED["dark-digits"] = dark_digits
 VIT: Fields = {"norm": "none"}
 
 
@@ -69,13 +59,7 @@ DIGITS: Fields = {"dataset": "digits+dark-digits", "flip": False, "crop": 0, "ba
 PROFILES: dict[str, Fields] = {
     "smoke": {**FEW_EPOCHS, **DIGITS, "epochs": 2, "warmup": 4, "train_size": 320, "test_size": 100, "options": TINY},
     "book": {**FEW_EPOCHS, **DIGITS, "lr": 5e-3, "epochs": 6, "warmup": 22, "options": {**TINY, "images": 704}},
-    "reduced": {
-        **FEW_EPOCHS,
-        "epochs": 6,
-        "warmup": 320,
-        "test_size": 10000,
-        "options": {**REDUCED, "images": 20480},
-    },
+    "reduced": {**FEW_EPOCHS, "epochs": 6, "warmup": 320, "test_size": 10000, "options": {**REDUCED, "images": 20480}},
     "narrow": {"options": REDUCED},
     "paper": {},
 }
@@ -99,7 +83,6 @@ EXPERIMENT = Experiment(
         "patience": 0,
     },
     profiles=PROFILES,
-    seeds=SEEDS,
     sweeps={
         "table-viii": (Grid(tuple(METHODS), ({},)),),
         "collapse": (
@@ -107,8 +90,5 @@ EXPERIMENT = Experiment(
             *(Grid(("vit-last",), (setting,), profiles) for profiles, setting in LAST.items()),
         ),
     },
-    printed={
-        "icdm_table_8": Printed("table-viii", PRINTED, baseline="ViT", tests={"cifar100": "test_cifar100"}),
-    },
+    printed={"icdm_table_8": Printed("table-viii", PRINTED, baseline="ViT", tests={"cifar100": "test_cifar100"})},
 )
-config = EXPERIMENT.config

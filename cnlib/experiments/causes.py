@@ -22,12 +22,13 @@ import torch
 from torch import Tensor
 
 from cnlib.data import ImageData
-from cnlib.experiments.convnet import CIFAR, METHODS, PROFILES, PUBLISHED, SEEDS, K, on
+from cnlib.experiments.convnet import CIFAR, METHODS, PROFILES, PUBLISHED, K, on
 from cnlib.norm import ContextNorm, MixtureNorm
 from cnlib.norm.gaussians import responsibilities
 from cnlib.sweeps.experiment import Experiment, Fields, Grid
 from cnlib.training import TASKS, Trainer
 from cnlib.training.readings import first_layer
+from cnlib.training.starts import first_inputs, start_from
 
 
 class Probe(Trainer):
@@ -43,8 +44,8 @@ class Probe(Trainer):
         super().setup(data)
         layer, gain = first_layer(self.model, self.config), self.options["gain"]
         if self.options["first_batch"]:
-            x, batch = self.first_inputs()
-            self.start_from(x, batch.ids)
+            x, batch = first_inputs(self)
+            start_from(self, x, batch.ids)
         if gain != 1:
             layer.register_forward_hook(lambda _, inputs, output: output * gain)
         if isinstance(layer, ContextNorm):
@@ -105,13 +106,10 @@ EXPERIMENT = Experiment(
     },
     published={**PUBLISHED, "task": "probe"},
     profiles=PROFILES,
-    seeds={**SEEDS, "reduced": 3},
     sweeps={
         "sigma": (Grid(("cn",), SIGMA), Grid(("bn",), SIGMA)),
         "start": (Grid(("cn",), STARTS),),
         "scale": (Grid(("bn-scaled", "mn", "mn-em", "mn-random"), (THIRD_OF_100,)),),
         "without-ids": (Grid(("cn", "cn-channels"), on(CIFAR[::-1], ({},))),),
     },
-    printed={},
 )
-config = EXPERIMENT.config

@@ -16,7 +16,6 @@ other-data  Tiny ImageNet at 32 by 32, and MNIST with SVHN, whose contexts are t
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import lru_cache
 from typing import Any
 
 from cnlib.data import EMBEDDED, ImageData, load, root
@@ -69,12 +68,6 @@ METHODS: dict[str, Fields] = {
 PUBLISHED: Fields = {**CONVNET, "task": "worth", "flip": True}
 
 
-@lru_cache(maxsize=1)
-def negatives() -> ImageData:
-    """The embedded digits, dark on white: with the others a set of two domains."""
-    return EMBEDDED["digits"]().inverted("negatives")
-
-
 def _half(name: str) -> ImageData:
     """As many images of either set as SVHN has here, so that neither domain is the usual one."""
     return load(name).subset(7000, 3000)
@@ -86,8 +79,8 @@ def even_digits() -> ImageData:
 
 
 EVEN = "mnist-svhn-even"
-EMBEDDED.update({"negatives": negatives, EVEN: even_digits})
-DIGITS: Fields = {"dataset": "digits+negatives", "flip": False, "batch_size": 64}
+EMBEDDED[EVEN] = even_digits
+DIGITS: Fields = {"dataset": "digits+inverse-digits", "flip": False, "batch_size": 64}
 PROFILES: dict[str, Fields] = {
     "smoke": {**DIGITS, "width": 0.0625, "epochs": 2, "train_size": 200, "test_size": 100},
     "book": {**DIGITS, "width": 0.25, "epochs": 5},
@@ -95,7 +88,6 @@ PROFILES: dict[str, Fields] = {
     "narrow": {"width": 0.25, "epochs": 100},
     "paper": {"width": 1.0, "epochs": 100},
 }
-SEEDS = {"smoke": 1, "book": 3, "reduced": 3, "narrow": 3, "paper": 3}
 C10: Fields = {"dataset": "cifar10"}
 C100: Fields = {"dataset": "cifar100"}
 DOMAINS: Fields = {"dataset": EVEN, "flip": False}
@@ -163,7 +155,6 @@ EXPERIMENT = Experiment(
     methods=METHODS,
     published=PUBLISHED,
     profiles=PROFILES,
-    seeds=SEEDS,
     sweeps={
         "quality": QUALITY,
         "learned": (
@@ -177,7 +168,5 @@ EXPERIMENT = Experiment(
             Grid(("bn", "cn-channels-domain", "cn-channels-one"), (DOMAINS,)),
         ),
     },
-    printed={},
     primary=PRIMARY,
 )
-config = EXPERIMENT.config

@@ -11,7 +11,7 @@ the networks of CN.
 
 from __future__ import annotations
 
-from cnlib.sweeps.experiment import Claim, Experiment, Fields, Grid, Printed, product
+from cnlib.sweeps.experiment import SEEDS, Claim, Experiment, Fields, Grid, Printed, product
 
 K = 3
 THIRD: Fields = {"norm": "cn", "placement": ("conv3",), "encoder": "linear"}
@@ -49,7 +49,6 @@ PROFILES: dict[str, Fields] = {
     "narrow": {"width": 0.25, "epochs": 100},
     "paper": {"width": 1.0, "epochs": 100},
 }
-SEEDS = {"smoke": 1, "book": 3, "reduced": 5, "narrow": 3, "paper": 3}
 
 RATES = product(lr=(1e-3, 5e-3), weight_decay=(1e-4, 2e-5))
 CIFAR = ("cifar10", "cifar100")
@@ -89,7 +88,7 @@ EXPERIMENT = Experiment(
     methods=METHODS,
     published=PUBLISHED,
     profiles=PROFILES,
-    seeds=SEEDS,
+    seeds={**SEEDS, "reduced": 5},
     sweeps={
         "table-1": TABLE_1,
         "table-2": tuple(Grid(("cn",), grid.settings, grid.profiles) for grid in TABLE_1),
@@ -125,4 +124,3 @@ EXPERIMENT = Experiment(
     },
     primary=PRIMARY,
 )
-config = EXPERIMENT.config

@@ -57,7 +57,6 @@ PROFILES: dict[str, Fields] = {
     "narrow": {},
     "paper": {},
 }
-SEEDS = {"smoke": 1, "book": 3, "reduced": 3, "narrow": 3, "paper": 3}
 # H5a to H5c, declared before the first recorded run, over the splits
 GAP = {"its own rate": "cn", "ten times the rate": "cn-fast"}
 PRIMARY = {
@@ -66,15 +65,13 @@ PRIMARY = {
     # H5b: no closer to real pictures than colors matched by moments, and by exposure: not below 0; and not bluer
     **{
         f"{way.replace('_', ' ')}: W1 of the learned swap less {name}": Measured(
-            ("cn", f"{way}_learned_w1"),
-            ("cn", f"{way}_{name}_w1"),
+            ("cn", f"{way}_learned_w1"), ("cn", f"{way}_{name}_w1")
         )
         for way in ("day_to_night", "night_to_day")
         for name in ("moments", "exposure")
     },
     "day to night: red over blue, learned less as shot": Measured(
-        ("cn", "day_to_night_learned_red_blue"),
-        ("cn", "day_to_night_none_red_blue"),
+        ("cn", "day_to_night_learned_red_blue"), ("cn", "day_to_night_none_red_blue")
     ),
     # H5c: neither learning nor being told matters, standardizing does
     **{
@@ -88,14 +85,11 @@ EXPERIMENT = Experiment(
     methods=METHODS,
     published=PUBLISHED,
     profiles=PROFILES,
-    seeds=SEEDS,
     sweeps={
         "day-for-night": (
             Grid(("cn", "none", "fixed", "in", "bn"), ({},)),
             Grid(("cn-fast", "cn-random", "cn-fast-random"), ({},)),
         ),
     },
-    printed={},
     primary=PRIMARY,
 )
-config = EXPERIMENT.config

@@ -15,15 +15,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
-from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from cnlib.contexts.quality import between_share
-from cnlib.data import EMBEDDED, ImageData
-from cnlib.data.blend import enlarged
+from cnlib.data import ImageData
 from cnlib.models.convnet import WIDTHS
 from cnlib.norm import ExemplarNorm, SwitchableNorm
 from cnlib.sweeps.experiment import Claim, Experiment, Fields, Grid
@@ -120,17 +118,7 @@ def ratio_parameters(model: nn.Module) -> Iterable[nn.Parameter]:
             yield from layer.network.parameters()
 
 
-@lru_cache(maxsize=1)
-def digits_at_16() -> ImageData:
-    """The embedded digits at 16 by 16 pixels: at 8 by 8 the last layer has one position, which IN cannot normalize."""
-    x = EMBEDDED["digits"]()
-    images = (enlarged(part, (16, 16)) for part in (x.train_images, x.test_images))
-    train, test = images
-    return ImageData("digits-16", train, x.train_labels, test, x.test_labels, x.classes)
-
-
 TASKS["ratios"] = Ratios
-EMBEDDED["digits-16"] = digits_at_16
 FIXED: Fields = {"options": {"fixed": True}}
 METHODS: dict[str, Fields] = {
     **{norm: {"norm": norm} for norm in ("bn", "sn", "en")},
@@ -161,7 +149,6 @@ PROFILES: dict[str, Fields] = {
     "narrow": {"width": 0.25, "epochs": 100},
     "paper": {"width": 1.0, "epochs": 100},
 }
-SEEDS = {"smoke": 1, "book": 3, "reduced": 3, "narrow": 3, "paper": 3}
 
 
 def at(batch_size: int, **changes: Any) -> Fields:
@@ -192,14 +179,11 @@ EXPERIMENT = Experiment(
     methods=METHODS,
     published=PUBLISHED,
     profiles=PROFILES,
-    seeds=SEEDS,
     sweeps={
         # the ends of the axis in full, most telling first
         "batch-size": tuple(Grid(SIZED, (setting,)) for setting in SIZES.values()),
         "label-noise": (Grid(("bn", "sn", "en", "mean3"), (NOISE,)),),
         "found": (Grid(("sn-found",), (SIZES[32],)),),
     },
-    printed={},
     primary=PRIMARY,
 )
-config = EXPERIMENT.config

@@ -21,9 +21,8 @@ from functools import lru_cache, partial
 import numpy as np
 
 from cnlib.data import EMBEDDED, ImageData, load
-from cnlib.experiments.context_ablation import PROFILES, PUBLISHED, SEEDS
+from cnlib.experiments.context_ablation import PROFILES, PUBLISHED
 from cnlib.experiments.convnet import IMAGE, THIRD
-from cnlib.experiments.learned_norms import digits_at_16
 from cnlib.records import RECORDS
 from cnlib.sweeps.experiment import Claim, Experiment, Fields, Grid
 from cnlib.training.records import read_lines, unpack
@@ -44,12 +43,6 @@ def halves(data: ImageData, side: str, ours: bool = True) -> ImageData:
         train_labels=data.train_labels[chosen],
         test_images=np.ascontiguousarray(data.test_images[:, :, columns]),
     )
-
-
-def told(data: ImageData, train: np.ndarray, test: np.ndarray, name: str) -> ImageData:
-    """Our left halves under that name, with the guesses (N,) at the same images as their domains."""
-    domains = tuple(f"guess {label}" for label in data.classes)
-    return replace(halves(data, "left"), name=name, train_domains=train, test_domains=test, domains=domains)
 
 
 def nearest_mean(data: ImageData, side: str) -> tuple[np.ndarray, np.ndarray]:
@@ -78,28 +71,26 @@ def kept_guesses(data: ImageData, side: str) -> tuple[np.ndarray, np.ndarray]:
     return unpack(kept["train"]), unpack(kept["test"])
 
 
-@lru_cache(maxsize=2)
-def digits_left(side: str = "right") -> ImageData:
-    """Of the embedded digits, at 16 by 16 pixels."""
-    data = digits_at_16()
-    return told(data, *nearest_mean(data, side), name=SETS["digits", side])
-
-
-@lru_cache(maxsize=2)
-def cifar10_left(side: str = "right") -> ImageData:
-    data = load("cifar10")
-    return told(data, *kept_guesses(data, side), name=SETS["cifar10", side])
-
-
-# what was guessed of which half
-SETS = {
-    ("digits", "right"): "digits-left",
-    ("digits", "left"): "digits-left-own",
-    ("cifar10", "right"): "cifar10-left",
-    ("cifar10", "left"): "cifar10-left-own",
+# our left halves: of which set, and the half at which was guessed, and how
+LEFT_HALVES = {
+    "digits-left": ("digits-16", "right", nearest_mean),
+    "digits-left-own": ("digits-16", "left", nearest_mean),
+    "cifar10-left": ("cifar10", "right", kept_guesses),
+    "cifar10-left-own": ("cifar10", "left", kept_guesses),
 }
-for (source, half), name in SETS.items():
-    EMBEDDED[name] = partial({"digits": digits_left, "cifar10": cifar10_left}[source], half)
+
+
+@lru_cache(maxsize=len(LEFT_HALVES))
+def left_halves(name: str) -> ImageData:
+    """The data set of that name, with the guesses (N,) at the same images as their domains."""
+    source, side, guess = LEFT_HALVES[name]
+    data = load(source)
+    train, test = guess(data, side)
+    domains = tuple(f"guess {label}" for label in data.classes)
+    return replace(halves(data, "left"), name=name, train_domains=train, test_domains=test, domains=domains)
+
+
+EMBEDDED.update({name: partial(left_halves, name) for name in LEFT_HALVES})
 GUESS: Fields = {"contexts": "domain", "num_contexts": 10}
 SIZES: dict[str, Fields] = {
     **PROFILES,
@@ -120,7 +111,7 @@ MAIN = ("bn", "cn-channels", "cn-logits", "cn", "cn-channels-random")
 OWN = ("bn", "cn-channels", "cn-logits")
 # declared before the first run
 LAST = "test_reestimated"
-OTHER: Fields = {"dataset": SETS["cifar10", "right"]}
+OTHER: Fields = {"dataset": "cifar10-left"}
 PRIMARY = {
     "told a second view on the image, minus BN": Claim({"image": ("cn-channels", "bn")}, where=OTHER),
     "told a second view on the image, minus Bayes' rule": Claim(
@@ -136,15 +127,12 @@ EXPERIMENT = Experiment(
     methods=METHODS,
     published={**PUBLISHED, "dataset": "cifar10-left"},
     profiles=SIZES,
-    seeds=SEEDS,
     sweeps={
         "second-view": (
             Grid(MAIN, ({},)),
-            Grid(OWN, ({"dataset": SETS["cifar10", "left"]},), ("reduced",)),
+            Grid(OWN, ({"dataset": "cifar10-left-own"},), ("reduced",)),
             Grid(("cn-channels-linear",), ({},), ("smoke", "reduced")),
         )
     },
-    printed={},
     primary=PRIMARY,
 )
-config = EXPERIMENT.config

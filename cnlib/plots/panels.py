@@ -36,12 +36,7 @@ def intervals(
     """
     fig, ax = figure_of(ax, height=0.9 + 0.42 * len(values))
     for row, (name, value) in enumerate(values.items()):
-        half = 0.0 if np.isnan(value.half) else value.half * scale
-        ax.errorbar(
-            value.mean * scale, row, xerr=half, color=color(name), fmt="o", markersize=6, capsize=4, elinewidth=2
-        )
-        text = f"{value.mean * scale:.1f}" + (f" ± {half:.1f}" if value.n > 1 else "")
-        ax.annotate(text, (1.01, row), xycoords=("axes fraction", "data"), va="center", fontsize=9, color=color(name))
+        _bar(ax, row, value, color(name), scale, ".1f", 9, fmt="o", markersize=6, capsize=4, elinewidth=2)
         if reference and name in reference:
             ax.plot(reference[name], row, "D", markerfacecolor="none", color=INK, markersize=6)
     _name_rows(ax, [name_of(name) for name in values], [color(name) for name in values], 10)
@@ -121,13 +116,23 @@ def contrasts(values: Mapping[str, Contrast], label: str, margin: float) -> Figu
     return fig
 
 
-def _bar(ax: Axes, y: float, value: Interval, ink: str, weight: str = "normal", **look: Any) -> None:
-    """A mean with its interval at a height, in percentage points, and both as a number beside the axis."""
-    mean, half = 100 * value.mean, 0.0 if np.isnan(value.half) else 100 * value.half
+def _bar(
+    ax: Axes,
+    y: float,
+    value: Interval,
+    ink: str,
+    scale: float = 100.0,
+    spec: str = "+z.1f",
+    size: float = 8,
+    weight: str = "normal",
+    **look: Any,
+) -> None:
+    """A mean with its interval at a height, and both as a number beside the axis; usually in percentage points."""
+    mean, half = scale * value.mean, 0.0 if np.isnan(value.half) else scale * value.half
     ax.errorbar(mean, y, xerr=half, color=ink, **look)
-    text = f"{mean:+z.1f}" + (f" ± {half:.1f}" if value.n > 1 else "")
+    text = f"{mean:{spec}}" + (f" ± {half:.1f}" if value.n > 1 else "")
     place = ("axes fraction", "data")
-    ax.annotate(text, (1.01, y), xycoords=place, va="center", fontsize=8, color=ink, weight=weight)
+    ax.annotate(text, (1.01, y), xycoords=place, va="center", fontsize=size, color=ink, weight=weight)
 
 
 def _name_rows(ax: Axes, names: Sequence[str], inks: Sequence[str], size: float) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 
 from cnlib.records import RECORDS
 from cnlib.results.intervals import Interval, t_power
-from cnlib.results.runs import by_method, select
+from cnlib.results.runs import by_method, names_in, select
 from cnlib.sweeps import Claim, Measured
 from cnlib.training.records import Run, read_lines, unpack
 
@@ -98,7 +98,7 @@ def _shipped(dataset: str, test_size: int | None, what: str) -> np.ndarray:
     path = LABELS / f"{dataset}-{test_size or 'all'}.jsonl"
     found = _columns(path) if path.is_file() else {}
     if what not in found:
-        known = ", ".join(sorted(file.stem for file in LABELS.glob("*.jsonl"))) or "none"
+        known = names_in(LABELS)
         raise ValueError(
             f"no {what} of {path.stem} in the package: there are {known}; `python -m studies.labels` adds to them"
         )

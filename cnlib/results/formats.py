@@ -63,22 +63,23 @@ def to_text(cells: Sequence[Cell]) -> pd.DataFrame:
         return some + (f", {cell.diverged} diverged" if cell.diverged else "")
 
     baseline = " or ".join(dict.fromkeys(cell.baseline for cell in cells if cell.baseline)) or "baseline"
-    return pd.DataFrame(
-        {
-            "table": [cell.table for cell in cells],
-            "cell": [cell.label for cell in cells],
-            "printed": [text(cell.published, ".2f") for cell in cells],
-            "ours": [text(cell.ours, ".1f") for cell in cells],
-            "re-estimated": [text(cell.reestimated, ".1f") for cell in cells],
-            "seeds": [seeds(cell) for cell in cells],
-            f"printed - {baseline}": [text(cell.gap, "+.2f") for cell in cells],
-            f"ours - {baseline}": [text(cell.ours_gap.best if cell.ours_gap else None, "+.1f") for cell in cells],
-            f"last three - {baseline}": [text(cell.ours_gap.late if cell.ours_gap else None, "+.1f") for cell in cells],
-            f"re-estimated - {baseline}": [
-                text(cell.ours_gap.reestimated if cell.ours_gap else None, "+.1f") for cell in cells
-            ],
-            "power": [text(cell.power, ".2f") for cell in cells],
-            "verdict": [f"{cell.verdict} ({cell.profile})" if cell.profile else cell.verdict for cell in cells],
-            "command": [cell.command for cell in cells],
+
+    def row(cell: Cell) -> dict[str, str]:
+        gap = cell.ours_gap
+        return {
+            "table": cell.table,
+            "cell": cell.label,
+            "printed": text(cell.published, ".2f"),
+            "ours": text(cell.ours, ".1f"),
+            "re-estimated": text(cell.reestimated, ".1f"),
+            "seeds": seeds(cell),
+            f"printed - {baseline}": text(cell.gap, "+.2f"),
+            f"ours - {baseline}": text(gap.best if gap else None, "+.1f"),
+            f"last three - {baseline}": text(gap.late if gap else None, "+.1f"),
+            f"re-estimated - {baseline}": text(gap.reestimated if gap else None, "+.1f"),
+            "power": text(cell.power, ".2f"),
+            "verdict": f"{cell.verdict} ({cell.profile})" if cell.profile else cell.verdict,
+            "command": cell.command,
         }
-    )
+
+    return pd.DataFrame([row(cell) for cell in cells])

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from cnlib.records import RECORDS
+from cnlib.results.runs import names_in
 from cnlib.storage import read_npz
 from cnlib.training.records import read_lines, unpack
 
@@ -38,8 +39,7 @@ def mixture_record(dataset: str, folder: Path | None = None) -> MixtureRecord:
     folder = folder or MIXTURES
     path = folder / f"{dataset}.jsonl"
     if not path.is_file():
-        known = ", ".join(sorted(file.stem for file in folder.glob("*.jsonl"))) or "none"
-        raise ValueError(f"no mixtures of {dataset!r} in {folder}: there are {known}")
+        raise ValueError(f"no mixtures of {dataset!r} in {folder}: there are {names_in(folder)}")
     header, *lines = read_lines(path)
     about, pictures = read_npz(path.with_suffix(".npz"), "mixtures")
     if about["data"] != header["provenance"]["data"]:
@@ -66,7 +66,7 @@ def colors(dataset: str) -> Colors:
     """
     path = COLORS / f"{dataset}.jsonl"
     if not path.is_file():
-        known = ", ".join(sorted(file.stem for file in COLORS.glob("*.jsonl"))) or "none"
+        known = names_in(COLORS)
         raise ValueError(f"no colors of {dataset!r} in the package: there are {known}; `python -m studies.colors` adds")
     line = read_lines(path)[0]
     labels = unpack(line["labels"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from cnlib.experiments import EXPERIMENTS
 from cnlib.results.intervals import LATE, Difference, Interval, interval, reestimated, t_power, value_at
@@ -132,27 +133,27 @@ def _cell(name: str, row: Row, experiment: Experiment | None, recorded: RunIndex
         command = f"cnlib sweep {printed.sweep} --profile paper --device cuda"
         return Cell(name, row, value, gap, "not yet run", command, baseline=baseline)
     profile, runs, readings = found
-    best, late, last = (_interval(values) for values in readings)
+    best, late, reestimated = readings.intervals()
     assert best is not None
     against = experiment.printed[table]
     theirs = row | {"model": baseline}
     others = {} if row["model"] == baseline else recorded.find(experiment, against, profile, theirs)
-    difference = _difference(readings, _readings(others, _metric(against, theirs), theirs))
+    difference = readings.less(_readings(others, _metric(against, theirs), theirs))
     if difference and printed.readings.get(str(row["model"])) and difference.reestimated is None:
         difference = None  # running statistics are those of the network as it was trained
     return Cell(
         name,
         row,
-        value,
-        gap,
-        _baseline_verdict(value, best, profile) if gap is None else _verdict(gap, difference),
-        f"cnlib sweep {printed.sweep} --profile {profile}",
-        profile,
-        _as_ours(next(iter(runs.values())).config, row, printed),
-        best,
-        late,
-        last,
-        difference,
+        published=value,
+        gap=gap,
+        verdict=_baseline_verdict(value, best, profile) if gap is None else _verdict(gap, difference),
+        command=f"cnlib sweep {printed.sweep} --profile {profile}",
+        profile=profile,
+        epoch=_as_ours(next(iter(runs.values())).config, row, printed),
+        ours=best,
+        late=late,
+        reestimated=reestimated,
+        ours_gap=difference,
         diverged=len(runs) - best.n,
         baseline=baseline,
         power=None if gap is None or difference is None else _power(gap, difference.claims),
@@ -160,16 +161,36 @@ def _cell(name: str, row: Row, experiment: Experiment | None, recorded: RunIndex
     )
 
 
+class Readings(NamedTuple):
+    """Runs that did not diverge in the three readings of `Difference`, each {seed: percent}."""
+
+    best: dict[int, float]
+    late: dict[int, float]
+    reestimated: dict[int, float]
+
+    def intervals(self) -> list[Interval | None]:
+        return [interval([*values.values()]) if values else None for values in self]
+
+    def less(self, others: Readings) -> Difference | None:
+        """Paired on equal seeds; None where no seed is in both."""
+        pairs = zip(self, others, strict=True)
+        gaps = Readings(
+            *({seed: ours[seed] - theirs[seed] for seed in ours if seed in theirs} for ours, theirs in pairs)
+        )
+        best, late, reestimated = gaps.intervals()
+        return Difference(best, late, reestimated if len(gaps.reestimated) > 1 else None) if best and late else None
+
+
 def _largest(
     experiment: Experiment, printed: Printed, row: Row, recorded: RunIndex
-) -> tuple[str, dict[int, Run], tuple[dict[int, float], ...]] | None:
+) -> tuple[str, dict[int, Run], Readings] | None:
     """(profile, {seed: run}, their readings) of the largest profile with ENOUGH seeds, or else of the largest."""
     found = []
     for profile in reversed([*experiment.profiles]):
         runs = recorded.find(experiment, printed, profile, row)
-        if (readings := _readings(runs, _metric(printed, row), row))[0]:
+        if (readings := _readings(runs, _metric(printed, row), row)).best:
             found.append((profile, runs, readings))
-    return min(found, key=lambda one: len(one[2][0]) < ENOUGH, default=None)  # the first of those that are equal
+    return min(found, key=lambda one: len(one[2].best) < ENOUGH, default=None)  # the first of those that are equal
 
 
 def _epoch(config: Config, row: Row) -> int:
@@ -191,29 +212,16 @@ def _series(experiment: Experiment, runs: Mapping[int, Run]) -> str:
     return experiment.record_name(next(iter(runs.values())).config).rpartition("-")[0]
 
 
-def _readings(runs: Mapping[int, Run], metric: str, row: Row) -> tuple[dict[int, float], ...]:
-    """Running best, mean of the last epochs, re-estimated reading, {seed: percent}, of runs that did not diverge."""
-    best, late, last = {}, {}, {}
+def _readings(runs: Mapping[int, Run], metric: str, row: Row) -> Readings:
+    found = Readings({}, {}, {})
     for seed, run in runs.items():
         if run.status == "finished":
             epoch = min(_epoch(run.config, row), len(run.curve(metric)))  # fewer where it stopped by itself
-            best[seed] = 100 * value_at(run, metric, epoch, best=True)
-            late[seed] = 100 * value_at(run, metric, epoch, last=min(LATE, epoch))
+            found.best[seed] = 100 * value_at(run, metric, epoch, best=True)
+            found.late[seed] = 100 * value_at(run, metric, epoch, last=min(LATE, epoch))
             if epoch == run.config.epochs and (value := reestimated(run, metric)) is not None:
-                last[seed] = 100 * value
-    return best, late, last
-
-
-def _interval(values: Mapping[int, float]) -> Interval | None:
-    return interval([*values.values()]) if values else None
-
-
-def _difference(ours: tuple[dict[int, float], ...], theirs: tuple[dict[int, float], ...]) -> Difference | None:
-    best, late, last = (
-        _interval({seed: mine[seed] - other[seed] for seed in mine if seed in other})
-        for mine, other in zip(ours, theirs, strict=True)
-    )
-    return Difference(best, late, last if last and last.n > 1 else None) if best and late else None
+                found.reestimated[seed] = 100 * value
+    return found
 
 
 def _gap(value: float | None, row: Row, baseline: str, table: str) -> float | None:

@@ -22,6 +22,11 @@ def experiments() -> list[str]:
     return sorted(folder.name for folder in RUNS.iterdir() if any(folder.glob("*.jsonl"))) if RUNS.is_dir() else []
 
 
+def names_in(folder: Path) -> str:
+    """The records in a folder, to read: "cifar10, cifar100", or "none"."""
+    return ", ".join(sorted(file.stem for file in folder.glob("*.jsonl"))) or "none"
+
+
 def load(experiment: str | os.PathLike[str], profile: str | None = None) -> list[Run]:
     """The runs of an experiment recorded in the package, or those in a folder of your own, sorted by name.
 

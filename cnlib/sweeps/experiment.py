@@ -13,6 +13,7 @@ from typing import Any
 from cnlib.training import Config
 
 Fields = Mapping[str, Any]  # fields of Config
+SEEDS = {"smoke": 1, "book": 3, "reduced": 3, "narrow": 3, "paper": 3}  # of an experiment that does not say
 
 
 @dataclass(frozen=True)
@@ -79,8 +80,8 @@ class Experiment:
     methods   {name: fields}: what is compared, where each sits included
     published {field: value}: the setting of the paper
     profiles  {name: fields}: sizes; "paper" changes none of the published ones
-    seeds     {profile: how many}
     sweeps    {name: grids}, the most telling grid first: a sweep that is stopped early has what matters most
+    seeds     {profile: how many}
     printed   {published table: where its cells are among the sweeps}
     primary   {claim: the comparison}, declared, and corrected for each other: `cnlib.results.declared`
     """
@@ -90,18 +91,16 @@ class Experiment:
     methods: Mapping[str, Fields]
     published: Fields
     profiles: Mapping[str, Fields]
-    seeds: Mapping[str, int]
     sweeps: Mapping[str, tuple[Grid, ...]]
-    printed: Mapping[str, Printed]
+    seeds: Mapping[str, int] = field(default_factory=lambda: SEEDS)
+    printed: Mapping[str, Printed] = field(default_factory=dict)
     primary: Mapping[str, Claim | Measured] = field(default_factory=dict)
 
     def config(
         self, method: str, seed: int = 0, profile: str = "book", setting: Fields | None = None, **changes: Any
     ) -> Config:
         """The configuration of one run; `changes` are fields of Config and override the profile, e.g. epochs=3."""
-        for what, given, known in (("method", method, self.methods), ("profile", profile, self.profiles)):
-            if given not in known:
-                raise ValueError(f"{self.name} has no {what} {given!r}: expected one of {', '.join(known)}")
+        self._check(method=method, profile=profile)
         run = {"method": method, "profile": profile, "seed": seed} | changes
         return Config(**merged(self.published, setting or {}, self.profiles[profile], self.methods[method], run))
 
@@ -112,10 +111,7 @@ class Experiment:
 
         seeds: how many, by default the profile's number. only: a pattern of record names, as in a shell.
         """
-        if sweep not in self.sweeps:
-            raise ValueError(f"{self.name} has no sweep {sweep!r}: expected one of {', '.join(self.sweeps)}")
-        if profile not in self.profiles:
-            raise ValueError(f"{self.name} has no profile {profile!r}: expected one of {', '.join(self.profiles)}")
+        self._check(sweep=sweep, profile=profile)
         count = self.seeds[profile] if seeds is None else seeds
         chosen = (
             self.config(method, seed, profile, setting, **changes)
@@ -126,6 +122,12 @@ class Experiment:
             for method in grid.methods
         )
         return {name: config for config in chosen if fnmatch(name := self.record_name(config), only)}
+
+    def _check(self, **given: str) -> None:
+        """ValueError with the names there are, where one is of no method, profile or sweep."""
+        for what, name in given.items():
+            if name not in (known := getattr(self, f"{what}s")):
+                raise ValueError(f"{self.name} has no {what} {name!r}: expected one of {', '.join(known)}")
 
     def record_name(self, config: Config) -> str:
         """The name of a run's record: profile, data set, method, whatever differs from this experiment's own, seed.

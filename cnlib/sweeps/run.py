@@ -17,7 +17,8 @@ import torch
 
 from cnlib.data import ImageData, load
 from cnlib.training import TASKS, Busy, Config, check, checkpoint, distributed, train
-from cnlib.training.loop import fetch, is_finished, read_saved
+from cnlib.training.loop import fetch
+from cnlib.training.resumable import is_finished, read_saved
 
 EXPLAINED = (ImportError, OSError, ValueError)  # their message says what to do: no traceback
 

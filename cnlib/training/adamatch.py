@@ -14,8 +14,7 @@ with AdaMatch" of the Keras examples (S. Paul, 2021).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -27,104 +26,27 @@ from torch.nn import functional as F
 from cnlib.data import ImageData
 from cnlib.norm import frozen
 from cnlib.norm.domain import DomainBatchNorm
-from cnlib.training import distributed
+from cnlib.training.adamatch_formulas import (
+    ALIGNMENTS,
+    CONFIDENCES,
+    FIRST_PASS,
+    LABELS,
+    PIXELS,
+    TABLES,
+    Alignment,
+    interpolated,
+    target_weight,
+)
 from cnlib.training.augment import View, cutout, flip, jitter, shift
-from cnlib.training.batches import Batch, Split
-from cnlib.training.metrics import weighted_scores
-from cnlib.training.readings import TestSet, first_layer, learned_moments
+from cnlib.training.batches import Batch, Split, join
+from cnlib.training.build import check_two_domains
+from cnlib.training.metrics import gradient_scores, gradients_of, weighted_scores
+from cnlib.training.readings import TestSet, first_layer, learned_moments, some_layer_has
 from cnlib.training.trainer import TASKS, Trainer
 
-DECAY = 0.999  # of the average of the source's classes
-LAST = 128  # batches in the average of the target's
-FLOOR = 1e-6  # of both in their ratio
 PARTS = ("source", "target")  # domain 0 and domain 1
 # what a test set is called where the layers are told the other context
 SWAPPED = {"test_source": "test_source_as_target", "test_target": "test_target_as_source"}
-
-
-class Alignment(nn.Module):
-    """How often each class is predicted: source (K,), a moving average over batches; target (128, K), a row for each of
-    the last batches. Both start uniform."""
-
-    source: Tensor
-    target: Tensor
-
-    def __init__(self, num_classes: int) -> None:
-        super().__init__()
-        self.register_buffer("source", torch.full((num_classes,), 1 / num_classes))
-        self.register_buffer("target", torch.full((LAST, num_classes), 1 / num_classes))
-
-    def update(self, source: Tensor, target: Tensor, step: int) -> None:
-        """With the means (K,) of a batch; step: counted from 0."""
-        self.source.lerp_(source, 1 - DECAY)
-        self.target[step % LAST] = target
-
-
-def aligned(p: Tensor, source: Tensor, target: Tensor) -> Tensor:
-    """Probabilities (N, K) of the target times (1e-6 + source) / (1e-6 + target), (K,), each row to the sum 1: classes
-    that are predicted more often than in the source become less probable."""
-    p = p * (FLOOR + source) / (FLOOR + target)
-    return p / p.sum(1, keepdim=True)
-
-
-def aligned_over_all(p: Tensor, source: Tensor) -> Tensor:
-    """Probabilities (N, K) of the target times mean(source) / mean(p), over classes too: as rows sum to 1, both means
-    are 1/K and nothing is aligned."""
-    return p * (source.mean() / p.mean())
-
-
-def interpolated(joint: Tensor, alone: Tensor, share: Tensor) -> Tensor:
-    """Logits between those of the joint pass (share 0) and of the pass without the target (share 1), each with a share
-    of its own: (N, K) all three."""
-    return joint + (alone - joint) * share
-
-
-def target_weight(done: float) -> float:
-    """mu: from 0 to 1 along half a wave over the first half of the schedule, then 1. done: its share, 0 to 1."""
-    return 0.5 - 0.5 * math.cos(min(math.pi, 2 * math.pi * done))
-
-
-def unit_length(p: Tensor) -> Tensor:
-    """Rows of Euclidean length 1; of K equal numbers each is then 1 / sqrt(K), and they sum to sqrt(K)."""
-    return F.normalize(p, dim=1)
-
-
-@contextmanager
-def by_running_statistics(model: nn.Module) -> Iterator[None]:
-    """A with block in which layers that have running statistics normalize with them, as in evaluation."""
-    layers = [m for m in model.modules() if m.training and getattr(m, "running_mean", None) is not None]
-    try:
-        for layer in layers:
-            layer.training = False
-        yield
-    finally:
-        for layer in layers:
-            layer.training = True
-
-
-# the rows of the table of differences that are choices of the algorithm itself: {option: {value: what it does}}
-FIRST_PASS: dict[str, Callable[[nn.Module], AbstractContextManager[Any]]] = {
-    "batch": frozen,
-    "running": by_running_statistics,
-}
-ALIGNMENTS: dict[str, Callable[[Tensor, Tensor, Alignment], Tensor]] = {
-    "class": lambda p, source, running: aligned(p, running.source, running.target.mean(0)),
-    "all": lambda p, source, running: aligned_over_all(p, source),
-}
-LABELS: dict[str, Callable[[Tensor], Tensor]] = {
-    "hard": lambda p: F.one_hot(p.argmax(1), p.shape[1]).to(p),
-    "l2": unit_length,
-}
-CONFIDENCES: dict[str, Callable[[Tensor], Tensor]] = {"sum": lambda p: p, "l2": unit_length}
-# by what pixels are divided once nothing is subtracted; None: standardized by the moments of all training images
-PIXELS: dict[str, float | None] = {"standardized": None, "unit": 255.0, "bytes": 1.0}
-TABLES: dict[str, Mapping[str, Any]] = {
-    "first_pass": FIRST_PASS,
-    "alignment": ALIGNMENTS,
-    "labels": LABELS,
-    "confidence": CONFIDENCES,
-    "pixels": PIXELS,
-}
 LEAST = {"ratio": 1, "noise_batches": 2}
 
 
@@ -146,7 +68,7 @@ class AdaMatch(Trainer):
     source_weight  of either view of the source
     stretch      the schedules of rate and mu are laid out for so many times the steps of the run
     pixels       "standardized" by the moments of all training images, "unit" in [0, 1], "bytes" as they are
-    frozen, from_data  the layer under test stays as it starts; it starts from the moments of so many training images
+    frozen, from_data  see `Trainer`
     separate     every batch norm is a `DomainBatchNorm`. noise_batches: of the noise scale, two at least
 
     Weight decay acts on convolutions and linear maps only. One process. Tests: "test_source" and "test_target" under
@@ -188,13 +110,7 @@ class AdaMatch(Trainer):
         for name, least in LEAST.items():
             if self.options[name] < least:
                 raise ValueError(f"{name}={self.options[name]}: expected {least} or more")
-        if len(data.domains) != len(PARTS):
-            raise ValueError(
-                f"{data.name} has domains {', '.join(data.domains) or 'none'}: expected a source and a target, such as "
-                "load('mnist+svhn')"
-            )
-        if distributed.size() > 1 or self.config.validation:
-            raise ValueError("adamatch trains in one process and without validation images: expected neither")
+        check_two_domains(self.config, data, "a source and a target, such as load('mnist+svhn')")
         model = super().build(data)
         if self.options["separate"]:
             for name, layer in [*model.named_modules()]:
@@ -222,28 +138,27 @@ class AdaMatch(Trainer):
 
     def setup(self, data: ImageData) -> None:
         super().setup(data)
-        seed, options = self.config.seed, self.options
+        seed, ratio = self.config.seed, self.options["ratio"]
         self.target_generator = torch.Generator(self.device).manual_seed(seed + 1)
         self.mixing_generator = torch.Generator(self.device).manual_seed(seed + 2)
         self.alignment = Alignment(self.num_classes).to(self.device, self.dtype)
         self.source, self.target = (self.train.where(domain=d) for d in (0, 1))
         # what running statistics are re-estimated on: the domains in the proportion of a batch
-        count = max(1, min(len(self.source), len(self.target) // options["ratio"]))
+        count = max(1, min(len(self.source), len(self.target) // ratio))
         domains = self.train.alongside["domains"]
         rows = [(domains == d).nonzero().squeeze(1) for d in (0, 1)]
-        self.train = self.train.at(torch.cat((rows[0][:count], rows[1][: count * options["ratio"]])))
+        self.train = self.train.at(torch.cat((rows[0][:count], rows[1][: count * ratio])))
         whole = self.tests["test"].split
         self.apart = {f"test_{part}": whole.where(domain=d) for d, part in enumerate(PARTS)}
         self.tests = {name: TestSet(split) for name, split in self.apart.items()}
-        told = any(hasattr(layer, "given_ids") for layer in self.model.modules())
-        self.told = told and self.config.contexts == "domain"
+        self.told = some_layer_has(self.model, "given_ids") and self.config.contexts == "domain"
         if self.told:
             self.tests |= {SWAPPED[k]: replace(t, contexts=lambda ids: 1 - ids) for k, t in self.tests.items()}
-        self.start_from_data(options["from_data"])
 
     def late_tests(self) -> dict[str, TestSet]:
-        knows = any(hasattr(layer, "inference") for layer in self.model.modules())
-        return {f"{name}_plus": TestSet(s, inference="cn+") for name, s in self.apart.items()} if knows else {}
+        if not some_layer_has(self.model, "inference"):
+            return {}
+        return {f"{name}_plus": TestSet(split, inference="cn+") for name, split in self.apart.items()}
 
     def epoch_steps(self) -> int:
         size, ratio = self.config.batch_size, self.options["ratio"]
@@ -282,32 +197,35 @@ class AdaMatch(Trainer):
     ) -> dict[str, Tensor]:
         """The loss of a step and what is recorded of it. step: None leaves the running averages of classes as they
         are; running statistics move with the joint pass."""
-        o, count = self.options, len(source.labels)
-        both = seen([source], source.views)
-        if not o["adapt"]:
-            logits = self.logits(self.compiled, both)
-        else:
-            joint = self.logits(self.compiled, seen([source, target], (*source.views, *target.views)))
-            with FIRST_PASS[o["first_pass"]](self.model):
-                alone = self.logits(self.compiled, both)
-            share = torch.rand(alone.shape, generator=generator, device=alone.device, dtype=alone.dtype)
-            logits = interpolated(joint[: 2 * count], alone, share)
+        alone = join(source.each_view())
+        if not self.options["adapt"]:
+            return self.source_loss(self.logits(self.compiled, alone), source)
+        joint = self.logits(self.compiled, join([*source.each_view(), *target.each_view()]))
+        with FIRST_PASS[self.options["first_pass"]](self.model):
+            apart = self.logits(self.compiled, alone)
+        share = torch.rand(apart.shape, generator=generator, device=apart.device, dtype=apart.dtype)
+        found = self.source_loss(interpolated(joint[: len(apart)], apart, share), source)
+        found |= self.target_loss(joint[len(apart) :], found["logits"].softmax(1), target, step)
+        mu = target_weight(self.steps_done / self.schedule_steps())
+        return found | {"loss": found["loss"] + mu * found["target_loss"]}
+
+    def source_loss(self, logits: Tensor, source: Batch) -> dict[str, Tensor]:
+        """logits (2 N, K): of the weak views, then of the strong ones."""
         weak, strong = logits.chunk(2)
-        of_source = F.cross_entropy(weak, source.labels) + F.cross_entropy(strong, source.labels)
-        loss = o["source_weight"] * of_source
-        found = {"logits": weak.detach(), "labels": source.labels}
-        if o["adapt"]:
-            target_weak, target_strong = joint[2 * count :].chunk(2)
-            p_source, p_target = weak.detach().softmax(1), target_weak.detach().softmax(1)
-            if step is not None:
-                self.alignment.update(p_source.mean(0), p_target.mean(0), step)
-            p = ALIGNMENTS[o["alignment"]](p_target, p_source, self.alignment)
-            accepted = CONFIDENCES[o["confidence"]](p).amax(1) >= o["threshold"] * p_source.amax(1).mean()
-            of_target = F.cross_entropy(target_strong, LABELS[o["labels"]](p), reduction="none") * accepted
-            loss = loss + target_weight(self.steps_done / self.schedule_steps()) * of_target.mean()
-            right = accepted & (p.argmax(1) == target.labels)  # the only use of the target's labels: to watch
-            found |= {"mask": accepted.to(p).mean(), "mask_right": right.to(p).mean(), "target_loss": of_target.mean()}
-        return {"loss": loss, **found}
+        of_views = F.cross_entropy(weak, source.labels) + F.cross_entropy(strong, source.labels)
+        return {"loss": self.options["source_weight"] * of_views, "logits": weak.detach(), "labels": source.labels}
+
+    def target_loss(self, logits: Tensor, p_source: Tensor, target: Batch, step: int | None) -> dict[str, Tensor]:
+        """logits (2 M, K), as `source_loss` has them; p_source (N, K): probabilities in the source's weak views."""
+        o, (weak, strong) = self.options, logits.chunk(2)
+        p_target = weak.detach().softmax(1)
+        if step is not None:
+            self.alignment.update(p_source.mean(0), p_target.mean(0), step)
+        p = ALIGNMENTS[o["alignment"]](p_target, p_source, self.alignment)
+        accepted = CONFIDENCES[o["confidence"]](p).amax(1) >= o["threshold"] * p_source.amax(1).mean()
+        each = F.cross_entropy(strong, LABELS[o["labels"]](p), reduction="none") * accepted
+        right = accepted & (p.argmax(1) == target.labels)  # the only use of the target's labels: to watch
+        return {"mask": accepted.to(p).mean(), "mask_right": right.to(p).mean(), "target_loss": each.mean()}
 
     def run_epoch(self) -> dict[str, Any]:
         found = super().run_epoch()
@@ -339,34 +257,20 @@ class AdaMatch(Trainer):
         }
 
     def gradients(self) -> dict[str, float]:
-        """Two measures at the weights of this epoch's end, which leave weights, statistics and random numbers alone.
-
-        "gradient_variance_max", "gradient_variance_mean": of the sum of all logits on a weakly augmented batch of each
-        domain, in training mode: the variance over the entries of each weight tensor's gradient; its largest and mean
-        over tensors. This is the published Figure 3, by the program of its authors; it is no variance of a stochastic
-        gradient. "noise_scale": of the loss, over `noise_batches` batches: the sum over weights of the gradient's
-        variance, over the squared length of its mean (McCandlish et al. 2018, without their correction for so few).
-        """
+        """`gradient_scores` at the weights of this epoch's end: of the logits of a weakly augmented batch of each
+        domain, and of the losses of `noise_batches` batches. Weights, statistics and random numbers are left alone."""
         weights = [p for p in self.model.parameters() if p.requires_grad]
         first, second, third = (
             torch.Generator(self.device).manual_seed(int(number))
             for number in np.random.SeedSequence((self.config.seed, self.epoch)).generate_state(3)
         )
-        streams = self.pairs(self.views(), first, second, self.config.batch_size, self.options["noise_batches"])
-        of_loss, variances = [], torch.zeros(1)
+        size, count = self.config.batch_size, self.options["noise_batches"]
+        batches = [*zip(*self.pairs(self.views(), first, second, size, count), strict=True)]
         self.model.train()
         with frozen(self.model):
-            for i, (source, target) in enumerate(zip(*streams, strict=True)):
-                if i == 0:
-                    logits = self.logits(self.model, seen([source, target], (source.x, target.x)))
-                    grads = gradients_of(logits.sum(), weights)
-                    variances = torch.stack([g.var(correction=0) for g in grads])
-                loss = self.losses(source, target, third)["loss"]
-                of_loss.append(torch.cat([g.flatten() for g in gradients_of(loss, weights)]))
-        each = torch.stack(of_loss)  # (batches, weights)
-        scale = each.var(0).sum() / each.mean(0).square().sum()
-        numbers = torch.stack((variances.max(), variances.mean(), scale)).tolist()
-        return dict(zip(("gradient_variance_max", "gradient_variance_mean", "noise_scale"), numbers, strict=True))
+            of_logits = gradients_of(self.logits(self.model, join(batches[0])).sum(), weights)
+            of_losses = [gradients_of(self.losses(*batch, third)["loss"], weights) for batch in batches]
+        return gradient_scores(of_logits, of_losses)
 
     def state(self) -> dict[str, Any]:
         return super().state() | {"alignment": self.alignment.state_dict()}
@@ -391,19 +295,6 @@ class AdaMatchKeras(AdaMatch):
         "stretch": 937 / 382,
         "pixels": "unit",
     }
-
-
-def gradients_of(value: Tensor, weights: list[Any]) -> tuple[Tensor, ...]:
-    """Zeros where a weight had no part in it; nothing is added to anybody's `.grad`."""
-    return torch.autograd.grad(value, weights, allow_unused=True, materialize_grads=True)
-
-
-def seen(batches: list[Batch], views: tuple[Tensor, ...]) -> Batch:
-    """Views of several batches as one batch: equally many of each, and in their order."""
-    repeats = len(views) // len(batches)
-    parts = [batch for batch in batches for _ in range(repeats)]
-    ids = None if batches[0].ids is None else torch.cat([batch.ids for batch in parts])  # type: ignore[misc]
-    return Batch(torch.cat(views), torch.cat([batch.labels for batch in parts]), ids)
 
 
 TASKS |= {"adamatch": AdaMatch, "adamatch-keras": AdaMatchKeras}

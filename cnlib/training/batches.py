@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -31,6 +31,10 @@ class Batch:
     domains: Tensor | None = None
     views: tuple[Tensor, ...] = ()
     weight: float = 1.0
+
+    def each_view(self) -> list[Batch]:
+        """A batch for each of the views, to be joined."""
+        return [replace(self, x=view, views=()) for view in self.views]
 
 
 def join(batches: Sequence[Batch]) -> Batch:

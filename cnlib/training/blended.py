@@ -37,7 +37,6 @@ class Blended(Told):
         self.parts = [self.train.where(domain=d) for d in self.train.alongside["domains"].unique().tolist()]
         for d, name in enumerate(data.domains):
             self.tests[f"test_{name}"] = TestSet(self.tests["test"].split.where(domain=d))
-        self.start_from_data(self.options["from_data"])
 
     def epoch_steps(self) -> int:
         return max(1, (self.options["images"] or max(map(len, self.parts))) * len(self.parts) // self.config.batch_size)

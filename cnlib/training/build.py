@@ -16,6 +16,7 @@ from cnlib.data import ImageData
 from cnlib.models import MODELS
 from cnlib.norm import convert
 from cnlib.norm.registry import NORMS, create
+from cnlib.training import distributed
 from cnlib.training.config import KINDS, Config
 from cnlib.training.schedule import SCHEDULES
 
@@ -124,21 +125,21 @@ def check(config: Config, tasks: Mapping[str, Any] = {}) -> None:
         check_options(config, tasks[config.task].OPTIONS)
 
 
-def check_options(config: Config, others: Mapping[str, Any]) -> None:
+def check_options(config: Config, of_task: Mapping[str, Any]) -> None:
     """Raise ValueError for an option that neither model nor task takes, and for one of another kind than its default.
 
-    others: {name: default} of those that are the task's.
+    of_task: {name: default} of the task's own options.
     """
     parameters = inspect.signature(MODELS[config.model]).parameters
     fixed = ("num_classes", "in_channels", "image_size", *MODEL_FIELDS)
     known = {name: parameter.default for name, parameter in parameters.items() if name not in fixed}
     options = dict(config.options)
-    if unknown := options.keys() - known.keys() - others.keys():
+    if unknown := options.keys() - known.keys() - of_task.keys():
         raise ValueError(
             f"options: no {', '.join(sorted(unknown))}; {config.model} takes {', '.join(sorted(known)) or 'none'}, "
-            f"{config.task} takes {', '.join(sorted(others)) or 'none'}"
+            f"{config.task} takes {', '.join(sorted(of_task)) or 'none'}"
         )
-    defaults = {**known, **others}
+    defaults = {**known, **of_task}
     for name, value in options.items():
         expected, fits = KINDS.get(type(defaults[name]).__name__, ("", lambda _: True))
         if not fits(value):
@@ -147,18 +148,26 @@ def check_options(config: Config, others: Mapping[str, Any]) -> None:
             raise ValueError(f"options: {name}={value}: expected 0 or more")
 
 
-def build_model(config: Config, data: ImageData, others: Mapping[str, Any] = {}) -> nn.Module:
+def check_two_domains(config: Config, data: ImageData, expected: str) -> None:
+    """Raise ValueError for what a task that takes a batch of each of two domains cannot do. expected: what they are."""
+    if len(data.domains) != 2:
+        raise ValueError(f"{data.name} has domains {', '.join(data.domains) or 'none'}: expected {expected}")
+    if distributed.size() > 1 or config.validation:
+        raise ValueError(f"{config.task} trains in one process and without validation images: expected neither")
+
+
+def build_model(config: Config, data: ImageData, of_task: Mapping[str, Any] = {}) -> nn.Module:
     """The configuration's model for this data; weights come from torch's global generator.
 
     The model draws its weights before its layers are swapped, so that equal seeds start equal whatever the norm.
-    others: options that are the task's, with their defaults; the model gets the rest. Raises ValueError for options as
+    of_task: {name: default} of the task's own options; the model gets the rest. Raises ValueError for options as
     `check_options` does, and for a place that it does not have.
     """
     check(config)
-    check_options(config, others)
+    check_options(config, of_task)
     _, height, width, channels = data.train_images.shape
     factory = MODELS[config.model]
-    options = {key: value for key, value in dict(config.options).items() if key not in others}
+    options = {key: value for key, value in dict(config.options).items() if key not in of_task}
     fields = {name: getattr(config, name) for name in MODEL_FIELDS if name in inspect.signature(factory).parameters}
     model = factory(len(data.classes), channels, (height, width), **fields, **options)
     of_norm = NORMS[config.norm].options

@@ -52,6 +52,13 @@ ZERO_OR_MORE = (
     *("corruption", "label_noise", "weight_decay", "momentum", "warmup", "validation", "patience", "average", "seed"),
     *("crop", "rotate", "zoom"),
 )
+# numeric fields, what an error says was expected, and whether a value is that
+BOUNDS: tuple[tuple[tuple[str, ...], str, Callable[[float], bool]], ...] = (
+    (ABOVE_ZERO, "a number above 0", lambda v: v > 0),
+    (ZERO_OR_MORE, "0 or more", lambda v: v >= 0),
+    (("average", "zoom"), "less than 1", lambda v: v < 1),
+    (("corruption", "label_noise"), "1 or less", lambda v: v <= 1),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,20 +148,12 @@ class Config:
             raise ValueError(f"method={self.method!r}, from norm and contexts: expected {expected}")
         if taken := dict(self.options).keys() & self.__dataclass_fields__.keys():
             raise ValueError(f"options: {', '.join(sorted(taken))} is a field of the configuration itself: set that")
-        for name in ABOVE_ZERO:
-            if getattr(self, name) is not None and not getattr(self, name) > 0:
-                raise ValueError(f"{name}={getattr(self, name):g}: expected a number above 0")
-        for name in ZERO_OR_MORE:
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name}={getattr(self, name):g}: expected 0 or more")
+        for names, expected, fits in BOUNDS:
+            for name in names:
+                if (value := getattr(self, name)) is not None and not fits(value):
+                    raise ValueError(f"{name}={value:g}: expected {expected}")
         if self.seed >= 2**63:
             raise ValueError(f"seed={self.seed}: expected less than 2**63")
-        for name in ("average", "zoom"):
-            if getattr(self, name) >= 1:
-                raise ValueError(f"{name}={getattr(self, name):g}: expected less than 1")
-        for name in ("corruption", "label_noise"):
-            if getattr(self, name) > 1:
-                raise ValueError(f"{name}={getattr(self, name):g}: expected 1 or less")
         if self.patience and not self.validation:
             raise ValueError(f"patience={self.patience} without validation images: set validation, e.g. to 5000")
         if self.contexts == "one" and self.num_contexts != 1:

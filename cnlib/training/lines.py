@@ -31,17 +31,6 @@ def checksum_line(content: bytes) -> bytes:
     return json.dumps({"type": "checksum", "sha256": hashlib.sha256(content).hexdigest()}).encode() + b"\n"
 
 
-def add_checksum(path: Path) -> bool:
-    """Give a record of format 1 (until version 0.2) its checksum, its bytes as they are; False where it has one."""
-    lines, content = read_lines(path), path.read_bytes()
-    if any(mark in content.splitlines()[-1] for mark in CHECKSUM_MARKS):
-        return False
-    if not content.endswith(b"\n") or lines[-1]["type"] != "final":
-        raise ValueError(f"{path} is not finished: expected a final line, whole; train it to its end first")
-    write_atomic(path, lambda file: file.write(content + checksum_line(content)))
-    return True
-
-
 def read_lines(path: Path) -> list[Line]:
     """The lines of a record, without its checksum. A truncated last line (a copy that was cut short) of an unfinished
     one is left out; any other damage raises ValueError."""

@@ -20,10 +20,9 @@ from cnlib.training import checkpoint, distributed, records
 from cnlib.training.allocator import keep_freed_memory
 from cnlib.training.build import check
 from cnlib.training.config import Config
-from cnlib.training.lines import strict_json
 from cnlib.training.metrics import json_number
 from cnlib.training.progress import reporter
-from cnlib.training.resumable import misfit
+from cnlib.training.resumable import check_data, claim, is_finished, misfit
 from cnlib.training.trainer import TASKS, Trainer
 
 
@@ -60,12 +59,12 @@ def train(
     with distributed.together(), ExitStack() as stack:
         _end_as_by_hand(path, stack)
         _check_processes(config)
-        lines, state = distributed.from_leader(lambda: _claim(path, config, stack))
+        lines, state = distributed.from_leader(lambda: claim(path, config, stack))
         if path and is_finished(lines):
             if distributed.leader():
                 checkpoint.clear(path)
             if data is not None:
-                distributed.from_leader(lambda: _check_data(path, lines, data))
+                distributed.from_leader(lambda: check_data(path, lines, data))
             return records.as_run(path.stem, lines)
         return _train(config, path, lines, state, data, device, progress, until)
 
@@ -75,36 +74,6 @@ def fetch(name: str) -> ImageData:
     with distributed.together():
         distributed.from_leader(lambda: load_data(name) and None)
         return load_data(name)
-
-
-def read_saved(path: Path, config: Config) -> tuple[list[records.Line], dict[str, Any] | None]:
-    """(lines, state): what files hold of this run. The record, if it is whole; else the checkpoint, with its lines.
-
-    Nothing is written. Raises ValueError where a file is damaged or belongs to another configuration.
-    """
-    lines, saved = records.read_lines(path) if path.exists() else [], path.with_suffix(".pt")
-    if lines:
-        _check_config(path, records.run_of(path, lines).config, config)
-    if is_finished(lines) or not (state := checkpoint.load(saved)):
-        return lines, None
-    return _lines_in(saved, state, config), state
-
-
-def _lines_in(saved: Path, state: dict[str, Any], config: Config) -> list[records.Line]:
-    """The record that a checkpoint carries: of this configuration, and up to its epoch."""
-    try:
-        lines: list[records.Line] = strict_json(state["lines"])
-        if not isinstance(lines, list) or not all(isinstance(line, dict) and "type" in line for line in lines):
-            raise ValueError("its lines are no list of objects with a type")
-        if not lines or lines[0]["type"] != "header":
-            raise ValueError("its lines do not start with a header")
-        other = records.run_of(saved, lines)
-        if other.status != "unfinished" or len(other.epochs.get("epoch", ())) != state["epoch"]:
-            raise ValueError(f"epoch {state['epoch']} is not that of its lines")
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{saved} is not the checkpoint of a run ({error}): {checkpoint.WAY_OUT}") from error
-    _check_config(saved, other.config, config)
-    return lines
 
 
 def _trainer(config: Config, data: ImageData, device: torch.device, state: Any, saved: Path | None) -> Trainer:
@@ -150,39 +119,6 @@ def _check_processes(config: Config) -> None:
         raise ValueError(f"batch_size={config.batch_size}: expected at least one image for each of the processes")
 
 
-def _check_config(file: Path, other: Config, config: Config) -> None:
-    if other != config:
-        raise ValueError(
-            f"{file} records another configuration ({other.difference(config)}): "
-            "choose another file, or move that one away"
-        )
-
-
-def _check_data(path: Path, lines: list[records.Line], data: ImageData) -> None:
-    checksum = lines[0]["provenance"].get("data", data.checksum)
-    if checksum != data.checksum:
-        raise ValueError(
-            f"{path} records a run on other data: checksum {checksum}, and {data.name} has {data.checksum} now. "
-            "Restore those images, or choose another file"
-        )
-
-
-def is_finished(lines: list[records.Line]) -> bool:
-    """Whether they are all of a run."""
-    return bool(lines) and lines[-1]["type"] == "final"
-
-
-def _claim(path: Path | None, config: Config, stack: ExitStack) -> tuple[list[records.Line], dict[str, Any] | None]:
-    """What `read_saved` finds; where that is not the whole run, the record is locked until the stack closes."""
-    if path is None:
-        return [], None
-    # before the lock: a finished record may lie where nothing can be written
-    if not is_finished((found := read_saved(path, config))[0]):
-        stack.enter_context(checkpoint.locked(path))
-        found = read_saved(path, config)
-    return found
-
-
 def _train(
     config: Config,
     path: Path | None,
@@ -193,58 +129,66 @@ def _train(
     progress: bool | None,
     until: float | None,
 ) -> records.Run:
-    mark = time.perf_counter()
+    clock = time.perf_counter()
     check(config, TASKS)
+    name = path.stem if path else f"{config.method}-s{config.seed}"
     with ExitStack() as stack:
         # the caller's random numbers are none of our business: they go on as if nothing had been drawn here
         stack.callback(checkpoint.set_rng_state, checkpoint.rng_state(device), device)
         images = fetch(config.dataset) if data is None else data
         if path and lines:
-            distributed.from_leader(lambda: _check_data(path, lines, images))
+            distributed.from_leader(lambda: check_data(path, lines, images))
         saved = path.with_suffix(".pt") if path else None
         trainer = _trainer(config, images.subset(config.train_size, config.test_size), device, state, saved)
         begun = {
             "provenance": records.provenance(device, images.checksum),
             "contexts_seconds": trainer.contexts_seconds,
-            "setup_seconds": time.perf_counter() - mark,
+            "setup_seconds": time.perf_counter() - clock,
         }
         if state:
             lines.append({"type": "resume", "after_epoch": trainer.epoch, **begun})
         else:  # a record without its checkpoint starts again
             header = {"type": "header", "config": config.to_dict(), "headline": trainer.HEADLINE}
             lines = [header | begun]
-        name = path.stem if path else f"{config.method}-s{config.seed}"
         report, close = reporter(config.epochs, name, progress if distributed.leader() else False)
         stack.callback(close)
-        mark = time.perf_counter()
+        clock = time.perf_counter()
         # each clock is a little different: one decides
-        while (
-            not trainer.done and not _diverged(lines) and not distributed.from_leader(lambda: _too_late(lines, until))
-        ):
+        while not (trainer.done or _diverged(lines) or distributed.from_leader(lambda: _too_late(lines, until))):
             metrics = trainer.run_epoch()
-            now = time.perf_counter()
-            row = {key: json_number(value) for key, value in metrics.items()}
             # since the row before: writing that row and its checkpoint is in here, nothing is left out
-            lines.append({"type": "epoch", "epoch": trainer.epoch, **row, "seconds": now - mark})
+            before, clock = clock, time.perf_counter()
+            row = {key: json_number(value) for key, value in metrics.items()}
+            lines.append({"type": "epoch", "epoch": trainer.epoch, **row, "seconds": clock - before})
             records.check_numbers(lines[-1], f"{name}, epoch {trainer.epoch}")
-            mark = now
-            if path and saved and distributed.leader():
-                # the checkpoint carries the lines: whichever of the two files a kill leaves behind, they agree again
-                checkpoint.save(saved, {"lines": json.dumps(lines), **trainer.state()})
-                records.write_lines(path, lines)
+            _write(path, lines, trainer)
             headline = f"{trainer.HEADLINE.replace('_', ' ')} {metrics[trainer.HEADLINE]:.3f}"
             report(trainer.epoch, f"train loss {metrics['train_loss']:.3f}, {headline}")
         if trainer.done or _diverged(lines):
-            status = "diverged" if _diverged(lines) else "finished"
-            read = {} if _diverged(lines) else trainer.conclude()
-            final = {"type": "final", "status": status, **records.summary(lines), **trainer.memory()}
-            lines.append(final | {key: json_number(value) for key, value in read.items()})
-            if path and saved and distributed.leader():
-                records.write_lines(path, lines)
-                saved.unlink(missing_ok=True)  # the record is whole and on disk: nothing reads its checkpoint any more
+            lines.append(_final_line(trainer, lines))
+            _write(path, lines, trainer)
     run = records.as_run(name, lines)
     run.model = synchronize(trainer.tested, False)
     return run
+
+
+def _final_line(trainer: Trainer, lines: list[records.Line]) -> records.Line:
+    status, read = ("diverged", {}) if _diverged(lines) else ("finished", trainer.conclude())
+    final = {"type": "final", "status": status, **records.summary(lines), **trainer.memory()}
+    return final | {key: json_number(value) for key, value in read.items()}
+
+
+def _write(path: Path | None, lines: list[records.Line], trainer: Trainer) -> None:
+    """The record, and until it is whole the checkpoint to go on from."""
+    if path is None or not distributed.leader():
+        return
+    saved = path.with_suffix(".pt")
+    if not is_finished(lines):
+        # the checkpoint carries the lines: whichever of the two files a kill leaves behind, they agree again
+        checkpoint.save(saved, {"lines": json.dumps(lines), **trainer.state()})
+    records.write_lines(path, lines)
+    if is_finished(lines):
+        saved.unlink(missing_ok=True)  # the record is whole and on disk: nothing reads its checkpoint any more
 
 
 def _too_late(lines: list[records.Line], until: float | None) -> bool:

@@ -18,11 +18,10 @@ class Observer:
     """
 
     def __init__(self, layer: nn.Module, num_contexts: int) -> None:
-        self.layer, self.num_contexts, self.ids = layer, num_contexts, None
+        self.layer, self.num_contexts = layer, num_contexts
+        self.ids: Tensor | None = None
         self.count = torch.zeros(num_contexts, dtype=torch.float64)
         self.sums: Tensor | None = None
-
-    ids: Tensor | None
 
     def __enter__(self) -> Observer:
         self.handle = self.layer.register_forward_hook(self._see)

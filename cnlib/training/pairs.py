@@ -12,16 +12,16 @@ from torch import Tensor
 from cnlib.data import ImageData
 from cnlib.data.daynight import split_by_class
 from cnlib.norm import ContextNorm
-from cnlib.training import distributed
 from cnlib.training.augment import see, usual_view
 from cnlib.training.batches import Batch, Split
+from cnlib.training.build import check_two_domains
 from cnlib.training.config import Config
 from cnlib.training.metrics import auc
 from cnlib.training.readings import TestSet, first_layer, learned_moments
 from cnlib.training.trainer import TASKS, Trainer
 from cnlib.transfer import TRANSFERS, Moments, gain_and_offset, moments_of, readings, red_over_blue, swap
 
-WAYS = ((0, 1), (1, 0))
+DIRECTIONS = ((0, 1), (1, 0))  # of a swap: day to night, night to day
 
 
 def contrastive(first: Tensor, second: Tensor, same: Tensor, margin: float = 1.0) -> Tensor:
@@ -59,10 +59,7 @@ class Pairs(Trainer):
     def __init__(
         self, config: Config, data: ImageData, device: torch.device, state: dict[str, Any] | None = None
     ) -> None:
-        if distributed.size() > 1 or config.validation:
-            raise ValueError("pairs trains in one process and without validation images: expected neither")
-        if len(data.domains) != len(WAYS):
-            raise ValueError(f"{data.name} has domains {', '.join(data.domains) or 'none'}: expected day and night")
+        check_two_domains(config, data, "day and night")
         options = {**self.OPTIONS, **dict(config.options)}
         if options["steps"] < 1:
             raise ValueError(f"steps={options['steps']}: expected 1 or more")
@@ -78,12 +75,12 @@ class Pairs(Trainer):
     def setup(self, data: ImageData) -> None:
         super().setup(data)
         self.tests.pop("test_plus", None)
+        # scores are of pairs over the whole test set, which batches do not have: see `measure`
         self.seen: list[tuple[Tensor, Tensor, Tensor]] = []
-        self.places = [self.at_time(self.train, time) for time in range(len(WAYS))]
-        self.start_from_data(self.options["from_data"])
+        self.places = [self.at_time(self.train, time) for time in range(len(DIRECTIONS))]
         (whole,) = self.train.ordered(len(self.train))
         assert whole.domains is not None
-        self.moments = moments_of(whole.x, whole.domains, len(WAYS))  # as the layer under test sees them
+        self.moments = moments_of(whole.x, whole.domains, len(DIRECTIONS))  # as the layer under test sees them
 
     @staticmethod
     def at_time(split: Split, time: int) -> list[Tensor]:
@@ -131,7 +128,7 @@ class Pairs(Trainer):
     def scores(self, confusion: Tensor) -> dict[str, float]:
         points, labels, times = (torch.cat(parts) for parts in zip(*self.seen, strict=True))
         self.seen.clear()
-        day, night = ((times == time).nonzero().squeeze(1) for time in range(len(WAYS)))
+        day, night = ((times == time).nonzero().squeeze(1) for time in range(len(DIRECTIONS)))
         pairs = torch.cartesian_prod(day, night)
         first, second = points[pairs[:, 0]], points[pairs[:, 1]]
         same = labels[pairs[:, 0]] == labels[pairs[:, 1]]
@@ -140,7 +137,7 @@ class Pairs(Trainer):
         return {"loss": float(loss[same].mean() + loss[~same].mean()) / 2, "auc": auc(near, same)}
 
     def run_epoch(self) -> dict[str, Any]:
-        return super().run_epoch() | self.way()
+        return super().run_epoch() | self.progress()
 
     @property
     def learned(self) -> ContextNorm | None:
@@ -150,7 +147,7 @@ class Pairs(Trainer):
         return layer if on_image else None  # type: ignore[return-value]
 
     @torch.no_grad()
-    def way(self) -> dict[str, Any]:
+    def progress(self) -> dict[str, Any]:
         """Where the layer under test is, and how far its swap is from that of the data's moments."""
         if (layer := self.learned) is None:
             return {}
@@ -161,7 +158,7 @@ class Pairs(Trainer):
     def gap(self, layer: ContextNorm) -> float:
         mean, var = (value.to(self.moments.mean) for value in layer.moments())
         shares = []
-        for a, b in WAYS:
+        for a, b in DIRECTIONS:
             wanted = gain_and_offset(self.moments.mean, self.moments.var, a, b)
             ours = gain_and_offset(mean, var, a, b, layer.eps)
             nothing = torch.ones_like(ours[0]), torch.zeros_like(ours[1])
@@ -189,7 +186,7 @@ class Pairs(Trainer):
         mean, std = (v[:, None, None].double() / 255 for v in (self.train.mean, 1 / self.train.scale))
         white, moments = test.x.double() * std + mean, in_white(self.moments, mean, std)
         sums: dict[str, list[float]] = {}
-        for a, b in WAYS:
+        for a, b in DIRECTIONS:
             way = f"{self.times[a]}_to_{self.times[b]}"
             for k in test.labels.unique():
                 rows, real = ((test.labels == k) & (test.domains == time) for time in (a, b))

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -15,12 +15,14 @@ from torch import Tensor, nn
 from cnlib.norm import ContextNorm, reestimate
 from cnlib.norm.recognition import base_of
 from cnlib.training import distributed, records
-from cnlib.training.augment import View
 from cnlib.training.batches import Batch, Split
 from cnlib.training.build import places
 from cnlib.training.config import Config
 from cnlib.training.metrics import Meter
 from cnlib.training.observe import Observer
+
+if TYPE_CHECKING:
+    from cnlib.training.trainer import Trainer
 
 READ_SIZE = 500  # images at once, where nothing depends on how many: training may have two
 
@@ -40,24 +42,6 @@ class TestSet:
     logits: Callable[[Tensor, Batch], Tensor] | None = None
 
 
-class Reads(Protocol):
-    """What a reading needs of a `Trainer`."""
-
-    config: Config
-    device: torch.device
-    num_classes: int
-    train: Split
-    tests: dict[str, TestSet]
-
-    @property
-    def tested(self) -> nn.Module: ...
-    def logits(self, model: nn.Module, batch: Batch) -> Tensor: ...
-    def measure(self, logits: Tensor, batch: Batch) -> dict[str, Tensor]: ...
-    def scores(self, confusion: Tensor) -> dict[str, float]: ...
-    def stream(self, split: Split, generator: torch.Generator, views: Sequence[View]) -> Iterator[Batch]: ...
-    def autocast(self) -> AbstractContextManager[Any]: ...
-
-
 def prepared(model: nn.Module, inference: str) -> nn.Module:
     """The model in evaluation mode, its layers that know CN+ told which inference to use; in place."""
     for module in model.eval().modules():
@@ -67,7 +51,7 @@ def prepared(model: nn.Module, inference: str) -> nn.Module:
 
 
 @torch.no_grad()
-def evaluate(trainer: Reads, test: TestSet, model: nn.Module, guesses: list[Tensor] | None = None) -> dict[str, Any]:
+def evaluate(trainer: Trainer, test: TestSet, model: nn.Module, guesses: list[Tensor] | None = None) -> dict[str, Any]:
     """Metrics on a test set, in batches of the training size: CN+ uses the moments of the batch it sees, so processes
     share the set out in whole batches.
 
@@ -112,7 +96,7 @@ def learned_moments(layer: nn.Module) -> dict[str, Any]:
     return {"learned_mean": mean.tolist(), "learned_std": var.sqrt().tolist()}
 
 
-def final_readings(trainer: Reads, late: Mapping[str, TestSet] | None = None) -> dict[str, Any]:
+def final_readings(trainer: Trainer, late: Mapping[str, TestSet] | None = None) -> dict[str, Any]:
     """Each test set under running statistics re-estimated on the training images with the same weights,
     "test_reestimated_accuracy" and so on; and "predictions", those of both readings.
 
@@ -139,6 +123,17 @@ def final_readings(trainer: Reads, late: Mapping[str, TestSet] | None = None) ->
     return found
 
 
+@torch.no_grad()
+def logits_on(trainer: Trainer, model: nn.Module, split: Split, size: int = READ_SIZE) -> Tensor:
+    """(N, K), of all images of a split in their order, `size` at once. model: in the mode in which it is to be read."""
+    return torch.cat([trainer.logits(model, batch) for batch in split.ordered(size)])
+
+
+def some_layer_has(model: nn.Module, attribute: str) -> bool:
+    """What a model can be told or asked: its layers say it by their attributes (see CONTRIBUTING.md)."""
+    return any(hasattr(layer, attribute) for layer in model.modules())
+
+
 def has_running_moments(model: nn.Module) -> bool:
     """Whether a layer of it has running statistics."""
     return any(getattr(layer, "running_mean", None) is not None for layer in model.modules())
@@ -146,7 +141,7 @@ def has_running_moments(model: nn.Module) -> bool:
 
 @torch.no_grad()
 def read_inputs(
-    trainer: Reads, split: Split, layers: Mapping[str, nn.Module], read: Callable[[Any, Tensor], Tensor]
+    trainer: Trainer, split: Split, layers: Mapping[str, nn.Module], read: Callable[[Any, Tensor], Tensor]
 ) -> dict[str, Tensor]:
     """What `read(layer, x)` makes of the input of each layer, for all images of a split in their order: (N, *) each.
 
@@ -164,7 +159,7 @@ def read_inputs(
     return {name: torch.cat(parts) for name, parts in seen.items()}
 
 
-def reestimated(trainer: Reads, inference: str = "cn") -> nn.Module:
+def reestimated(trainer: Trainer, inference: str = "cn") -> nn.Module:
     """A copy of the network with running statistics of all training images, in random batches, not augmented.
 
     inference: as at test, since what CN+ hands on has another scale than what CN does.

@@ -20,9 +20,9 @@ from torch import nn
 
 from cnlib.training import distributed
 from cnlib.training.config import Config
-from cnlib.training.lines import Line, add_checksum, read_lines, write_lines
+from cnlib.training.lines import Line, read_lines, write_lines
 
-__all__ = ["Line", "Run", "add_checksum", "read", "read_lines", "write_lines"]
+__all__ = ["Line", "Run", "read", "read_lines", "write_lines"]
 HEADLINE = "test_accuracy"  # of records that do not say
 
 

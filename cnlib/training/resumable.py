@@ -1,14 +1,84 @@
-"""Whether a checkpoint is one of the run that is to go on from it: names, shapes, types and numbers."""
+"""What the files of a run hold, and whether a checkpoint is one of the run that is to go on from it."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from cnlib.data import ImageData
+from cnlib.training import checkpoint, records
+from cnlib.training.config import Config
+from cnlib.training.lines import Line, read_lines, strict_json
 from cnlib.training.trainer import Trainer
+
+
+def read_saved(path: Path, config: Config) -> tuple[list[Line], dict[str, Any] | None]:
+    """(lines, state): what files hold of this run. The record, if it is whole; else the checkpoint, with its lines.
+
+    Nothing is written. Raises ValueError where a file is damaged or belongs to another configuration.
+    """
+    lines, saved = read_lines(path) if path.exists() else [], path.with_suffix(".pt")
+    if lines:
+        _check_config(path, records.run_of(path, lines).config, config)
+    if is_finished(lines) or not (state := checkpoint.load(saved)):
+        return lines, None
+    return _lines_in(saved, state, config), state
+
+
+def _lines_in(saved: Path, state: dict[str, Any], config: Config) -> list[Line]:
+    """The record that a checkpoint carries: of this configuration, and up to its epoch."""
+    try:
+        lines: list[Line] = strict_json(state["lines"])
+        if not isinstance(lines, list) or not all(isinstance(line, dict) and "type" in line for line in lines):
+            raise ValueError("its lines are no list of objects with a type")
+        if not lines or lines[0]["type"] != "header":
+            raise ValueError("its lines do not start with a header")
+        other = records.run_of(saved, lines)
+        if other.status != "unfinished" or len(other.epochs.get("epoch", ())) != state["epoch"]:
+            raise ValueError(f"epoch {state['epoch']} is not that of its lines")
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{saved} is not the checkpoint of a run ({error}): {checkpoint.WAY_OUT}") from error
+    _check_config(saved, other.config, config)
+    return lines
+
+
+def _check_config(file: Path, other: Config, config: Config) -> None:
+    if other != config:
+        raise ValueError(
+            f"{file} records another configuration ({other.difference(config)}): "
+            "choose another file, or move that one away"
+        )
+
+
+def check_data(path: Path, lines: list[Line], data: ImageData) -> None:
+    """ValueError where the recorded run saw other images than these."""
+    checksum = lines[0]["provenance"].get("data", data.checksum)
+    if checksum != data.checksum:
+        raise ValueError(
+            f"{path} records a run on other data: checksum {checksum}, and {data.name} has {data.checksum} now. "
+            "Restore those images, or choose another file"
+        )
+
+
+def is_finished(lines: list[Line]) -> bool:
+    """Whether they are all of a run."""
+    return bool(lines) and lines[-1]["type"] == "final"
+
+
+def claim(path: Path | None, config: Config, stack: ExitStack) -> tuple[list[Line], dict[str, Any] | None]:
+    """What `read_saved` finds; where that is not the whole run, the record is locked until the stack closes."""
+    if path is None:
+        return [], None
+    # before the lock: a finished record may lie where nothing can be written
+    if not is_finished((found := read_saved(path, config))[0]):
+        stack.enter_context(checkpoint.locked(path))
+        found = read_saved(path, config)
+    return found
 
 
 def misfit(saved: Mapping[str, Any], trainer: Trainer) -> str | None:

@@ -18,7 +18,7 @@ SCHEDULES: dict[str, Callable[[float], float]] = {
 
 
 def factor(schedule: str, warmup: int, step: int, steps: float) -> float:
-    """The factor on the rate at a step of `steps`, both counted from 0.
+    """The factor on the rate at a step, counted from 0, of `steps` in all.
 
     Over the first `warmup` steps it rises linearly, to 1 at the last of them; the schedule has the rest.
     """

@@ -18,7 +18,7 @@ from cnlib.training.batches import Batch
 from cnlib.training.config import Config
 from cnlib.training.loop import train
 from cnlib.training.metrics import above_half
-from cnlib.training.readings import TestSet, first_layer, learned_moments, prepared
+from cnlib.training.readings import TestSet, first_layer, learned_moments, logits_on, prepared, some_layer_has
 from cnlib.training.trainer import TASKS, Trainer
 
 # logits (N, K) on the test images, of networks without contexts that this process trained, by configuration and data
@@ -44,7 +44,7 @@ class Told(Trainer):
     def setup(self, data: ImageData) -> None:
         super().setup(data)
         self.data, self.plus = data, self.tests.pop("test_plus", None)
-        self.told = any(hasattr(layer, "given_ids") for layer in self.model.modules())
+        self.told = some_layer_has(self.model, "given_ids")
         table = self.contexts.get("given_label")  # (K, T)
         self.given_label = None if table is None else table.to(self.device, self.dtype)
         self.superclass = None if table is None else table.argmax(1).to(self.device)  # (K,)
@@ -137,11 +137,9 @@ class Told(Trainer):
         own: dict[str, Any] = {"method": "", "norm": "none", "placement": (place,), "options": options}
         return replace(self.config, **own | changes)
 
-    @torch.no_grad()
     def answers(self, model: nn.Module) -> Tensor:
-        model = prepared(model, "cn")
-        batches = self.tests["test"].split.ordered(self.config.batch_size)
-        return torch.cat([self.logits(model, batch) for batch in batches])
+        """Logits (N, K) on the test images."""
+        return logits_on(self, prepared(model, "cn"), self.tests["test"].split, self.config.batch_size)
 
 
 TASKS["told"] = Told

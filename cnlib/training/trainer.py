@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from cnlib.data import ImageData
-from cnlib.norm import frozen, use_context
+from cnlib.norm import use_context
 from cnlib.norm.arithmetic import widen
 from cnlib.training import checkpoint, distributed
 from cnlib.training.augment import View, usual_view
@@ -23,14 +23,17 @@ from cnlib.training.batches import Batch, Split, moments, wrong_labels
 from cnlib.training.build import OPTIMIZERS, build_contexts, build_model, check
 from cnlib.training.config import Config
 from cnlib.training.metrics import Meter
-from cnlib.training.readings import TestSet, evaluate, final_readings, first_layer
+from cnlib.training.readings import TestSet, evaluate, final_readings, first_layer, some_layer_has
 from cnlib.training.schedule import factor, set_rate
+from cnlib.training.starts import start_from_images
 
 
 class Trainer:
     """Supervised classification. Another task is a subclass with a row in TASKS. It overrides what differs:
 
-    OPTIONS             {name: default} of the configuration's options that are its own; `self.options` has the values
+    OPTIONS             {name: default} of the configuration's options that are its own; `self.options` has the values.
+                        Of a task that has them, "frozen" leaves the layer under test as it starts, and "from_data"
+                        starts it from the moments of so many training images
     HEADLINE            the metric by which a run is judged, of its best epoch too; of a loss the least is best
     WHOLE               whether it cannot do with a part of the images, to be timed
     LENGTH              the option that says how long an epoch is, in proportion, however many images there are
@@ -62,7 +65,7 @@ class Trainer:
         self.best: dict[str, Any] = {}
         torch.manual_seed(config.seed)
         self.model = self.build(data)
-        soft = any(hasattr(layer, "given_responsibilities") for layer in self.model.modules())
+        soft = some_layer_has(self.model, "given_responsibilities")
         clock = time.perf_counter()
         with torch.random.fork_rng(devices=[]):
             find = lambda: self.find_contexts(data, soft)  # noqa: E731
@@ -78,12 +81,13 @@ class Trainer:
         self.compiled = distributed.parallel(torch.compile(self.model) if config.compile else self.model)
         self.optimizer = OPTIMIZERS[config.optimizer](self.parameters(), config)
         self.setup(data)
+        if count := self.options.get("from_data"):
+            start_from_images(self, count)
         if state is not None:
             self.restore(state)
 
     def build(self, data: ImageData) -> nn.Module:
-        """The network before its first step; what is not to be trained has requires_grad off, so of a task with the
-        option `frozen` the layer under test."""
+        """The network before its first step; what is not to be trained has requires_grad off."""
         model = build_model(self.config, data, self.OPTIONS)
         if self.options.get("frozen"):
             first_layer(model, self.config).requires_grad_(False)
@@ -114,34 +118,8 @@ class Trainer:
         if held_out:
             self.tests["val"] = TestSet(self.split(data, "train", statistics, slice(images - held_out, None)))
         self.tests["test"] = TestSet(self.split(data, "test", statistics))
-        if any(hasattr(layer, "inference") for layer in self.model.modules()):
+        if some_layer_has(self.model, "inference"):
             self.tests["test_plus"] = replace(self.tests["test"], inference="cn+")
-
-    def start_from_data(self, count: int) -> None:
-        """The layer under test starts from the moments of so many training images, drawn at random; 0: as it is."""
-        if count:
-            generator = torch.Generator(self.device).manual_seed(self.config.seed)
-            batch = next(self.stream(self.train, generator, [()], batch_size=min(count, len(self.train))))
-            self.start_from(batch.x, batch.ids)
-
-    def start_from(self, *given: Tensor | None) -> None:
-        """The layer under test starts from these, as its own `start_from` says. ValueError where it has none."""
-        start = getattr(first_layer(self.model, self.config), "start_from", None)
-        if start is None:
-            raise ValueError(f"norm {self.config.norm!r} cannot start from data: leave out the option that says so")
-        start(*given)
-
-    @torch.no_grad()
-    def first_inputs(self) -> tuple[Tensor, Batch]:
-        """What the layer under test gets of a batch of training images in an order of their own, and the batch, the
-        same in every process. Nothing of the network moves."""
-        generator = torch.Generator(self.device).manual_seed(self.config.seed)
-        batch = next(self.train.shuffled(self.config.batch_size, generator, [usual_view(self.config)]))
-        seen: list[Tensor] = []
-        layer = first_layer(self.model, self.config)
-        with layer.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0])), frozen(self.model):
-            self.logits(self.model, batch)
-        return seen[0], batch
 
     def split(
         self, data: ImageData, part: str, statistics: tuple[Tensor, Tensor], chosen: slice = slice(None)

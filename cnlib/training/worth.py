@@ -20,14 +20,15 @@ from cnlib.training import distributed, records
 from cnlib.training.batches import Split
 from cnlib.training.config import Config
 from cnlib.training.readings import (
-    READ_SIZE,
     TestSet,
     first_layer,
     has_running_moments,
+    logits_on,
     prepared,
     read_inputs,
     reestimated,
 )
+from cnlib.training.starts import first_inputs, start_from
 from cnlib.training.told import Told
 from cnlib.training.trainer import TASKS, Trainer
 
@@ -122,7 +123,7 @@ class Worth(Told):
         super().setup(data)
         self.plus = None
         if self.options["kmeans"]:
-            self.start_from(self.first_inputs()[0])
+            start_from(self, first_inputs(self)[0])
         if self.config.contexts == "label":  # also where so many are wrong that nothing tells it any more
             self.superclass = torch.tensor(LABEL_GROUPS[self.config.num_contexts], device=self.device)
 
@@ -158,9 +159,9 @@ class Worth(Told):
     def conclude(self) -> dict[str, Any]:
         found = super().conclude()
         self.model_read = reestimated(self) if has_running_moments(self.tested) else prepared(self.tested, "cn")
-        told = self.told_otherwise() if self.told else self.told_afterwards()
+        of_readings = self.told_otherwise() if self.told else self.told_afterwards()
         labels = self.tests["test"].split.labels
-        for name, logits in told.items():
+        for name, logits in of_readings.items():
             reading = f"{name}_reestimated"
             found[f"{reading}_accuracy"] = float((logits.argmax(1) == labels).double().mean())
             found[f"{reading}_loss"] = float(F.cross_entropy(logits, labels))
@@ -218,8 +219,7 @@ class Worth(Told):
 
     def logits_on(self, split: Split) -> Tensor:
         """(N, K), by the network as it is read in the end."""
-        with torch.no_grad():
-            return torch.cat([self.logits(self.model_read, batch) for batch in split.ordered(READ_SIZE)])
+        return logits_on(self, self.model_read, split)
 
     def bits(self, split: Split) -> float:
         ids, labels = (split.alongside[name].cpu().numpy() for name in ("ids", "labels"))

@@ -281,10 +281,10 @@ def test_subset_is_stratified_nested_and_keeps_the_order():
         data.subset(101)
 
 
-def test_inverted_digits_are_dark_on_white_and_may_have_classes_of_their_own():
-    digits = cnlib.data.load("digits")
-    other = digits.inverted("inverse")
-    assert (other.train_images.astype(int) + digits.train_images == 255).all()
-    assert (other.test_images.astype(int) + digits.test_images == 255).all()
-    assert (other.name, other.classes) == ("inverse", digits.classes) and other.checksum != digits.checksum
-    assert digits.inverted("inverse", tuple("abcdefghij")).classes == tuple("abcdefghij")
+def test_digits_are_there_dark_on_white_under_their_classes_or_under_classes_of_their_own():
+    digits, inverse, dark = map(cnlib.data.load, ("digits", "inverse-digits", "dark-digits"))
+    for split in ("train_images", "test_images"):
+        assert (getattr(inverse, split).astype(int) + getattr(digits, split) == 255).all()
+    assert inverse.classes == digits.classes and inverse.checksum == dark.checksum != digits.checksum
+    assert not {*dark.classes} & {*digits.classes}
+    assert [one.name for one in (inverse, dark)] == ["inverse-digits", "dark-digits"]

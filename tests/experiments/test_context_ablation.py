@@ -72,7 +72,7 @@ def test_both_domains_are_equal_in_number_and_not_mirrored():
     assert {c.method for c in learned} >= {"bn", "cn-domain", *FOUND}
     assert not any(c.flip for c in CONFIGS["learned"] + CONFIGS["other-data"] if c.dataset == EVEN)
     assert {c.dataset for c in CONFIGS["other-data"]} == {"tiny_imagenet32", EVEN}
-    data = fetch("digits+negatives").subset(200, 100)
+    data = fetch("digits+inverse-digits").subset(200, 100)
     assert np.bincount(data.train_domains).tolist() == [100, 100] and len(data.classes) == 10
     try:
         data = fetch(EVEN).subset(10240, 2000)
@@ -98,7 +98,7 @@ def test_a_contrast_is_made_of_its_two_readings(tmp_path, monkeypatch):
         if c.method in ("bn", "cn-channels-label-2")
     }
     sweep(configs, tmp_path, progress=False)
-    runs, truth = results.load(tmp_path), fetch("digits+negatives").subset(200, 100).test_labels
+    runs, truth = results.load(tmp_path), fetch("digits+inverse-digits").subset(200, 100).test_labels
     monkeypatch.setattr("cnlib.results.contrasts.labels", lambda dataset, size, domain: truth)
     asked = PRIMARY["2 contexts from the label, 0% corrupted, minus Bayes' rule"]
     found = results.contrast(runs, asked.pairs, asked.readings)

@@ -9,8 +9,8 @@ import torch
 import cnlib
 from cnlib.contexts.bayes import combine
 from cnlib.data import load
+from cnlib.data.digits import digits_at_16
 from cnlib.experiments import second_view
-from cnlib.experiments.learned_norms import digits_at_16
 from cnlib.experiments.second_view import GUESSES, PRIMARY, halves
 from cnlib.training import Worth
 from cnlib.training.loop import fetch
@@ -29,16 +29,16 @@ def test_the_views_share_no_pixel_and_the_networks_no_training_image():
     assert (left.name, right.name) == ("digits-16-left", "digits-16-right")
 
 
-@pytest.mark.parametrize(("side", "unseen"), [("right", slice(8)), ("left", slice(8, None))])
-def test_a_guess_depends_on_one_half_alone(monkeypatch, side, unseen):
-    data, told = digits_at_16(), second_view.digits_left(side)
-    dark = {name: getattr(data, name).copy() for name in ("train_images", "test_images")}
+@pytest.mark.parametrize(("name", "unseen"), [("digits-left", slice(8)), ("digits-left-own", slice(8, None))])
+def test_a_guess_depends_on_one_half_alone(monkeypatch, name, unseen):
+    data, told = digits_at_16(), load(name)
+    dark = {key: getattr(data, key).copy() for key in ("train_images", "test_images")}
     for images in dark.values():
         images[:, :, unseen] = 0
-    monkeypatch.setattr(second_view, "digits_at_16", lambda: replace(data, **dark))
-    other = second_view.digits_left.__wrapped__(side)
-    for name in ("train_domains", "test_domains"):
-        np.testing.assert_array_equal(getattr(other, name), getattr(told, name))
+    monkeypatch.setattr(second_view, "load", lambda source: replace(data, **dark))
+    other = second_view.left_halves.__wrapped__(name)
+    for key in ("train_domains", "test_domains"):
+        np.testing.assert_array_equal(getattr(other, key), getattr(told, key))
     right = (told.test_domains == told.test_labels).mean()
     assert 0.5 < right < 0.95, "worth being told, and wrong often enough"
     np.testing.assert_array_equal(told.test_images, halves(data, "left").test_images)
@@ -68,7 +68,7 @@ def test_both_guesses_were_made_in_the_same_way():
 def test_guesses_of_other_images_are_refused(monkeypatch):
     monkeypatch.setattr(second_view, "load", lambda name: replace(digits_at_16(), name="cifar10"))
     with pytest.raises(ValueError, match="cifar10 here is .*, the kept guesses are of .*studies.guesses"):
-        second_view.cifar10_left.__wrapped__()
+        second_view.left_halves.__wrapped__("cifar10-left")
 
 
 def test_every_declared_contrast_has_its_runs():
@@ -82,21 +82,21 @@ def test_every_declared_contrast_has_its_runs():
 
 
 def test_methods_differ_in_the_layer_its_encoder_and_what_it_is_told_only():
-    plain = second_view.config("bn", profile="reduced").to_dict()
+    plain = second_view.EXPERIMENT.config("bn", profile="reduced").to_dict()
     for name in second_view.METHODS:
-        other = second_view.config(name, profile="reduced").to_dict()
+        other = second_view.EXPERIMENT.config(name, profile="reduced").to_dict()
         differ = {key for key in plain if plain[key] != other[key]}
         assert differ <= {"method", "norm", "placement", "contexts", "num_contexts", "encoder"}
 
 
 def test_the_encoder_alone_is_changed():
-    usual, linear = (second_view.config(name).to_dict() for name in ("cn-channels", "cn-channels-linear"))
+    usual, linear = (second_view.EXPERIMENT.config(name).to_dict() for name in ("cn-channels", "cn-channels-linear"))
     assert {key for key in usual if usual[key] != linear[key]} == {"method", "encoder"}
-    assert linear["encoder"] == second_view.config("cn").encoder
+    assert linear["encoder"] == second_view.EXPERIMENT.config("cn").encoder
 
 
 def worth(method):
-    config = second_view.config(method, profile="smoke")
+    config = second_view.EXPERIMENT.config(method, profile="smoke")
     return Worth(config, fetch(config.dataset).subset(config.train_size, config.test_size), torch.device("cpu"))
 
 

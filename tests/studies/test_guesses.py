@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import typer
 
-from cnlib.experiments.learned_norms import digits_at_16
+from cnlib.data.digits import digits_at_16
 from cnlib.training.records import read_lines, unpack
 from studies import guesses
 

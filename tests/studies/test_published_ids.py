@@ -7,6 +7,7 @@ import sys
 
 import numpy as np
 import pytest
+import typer
 
 from cnlib import contexts, data
 from cnlib.contexts.quality import mutual_information
@@ -45,8 +46,7 @@ def test_the_command_says_what_it_needs():
     assert done.returncode == 2 and "--repository" in done.stderr
 
 
-def test_what_is_no_clone_or_has_no_such_ids_is_said(tmp_path, monkeypatch, capsys):
-    pytest.importorskip("typer")
+def test_what_is_no_clone_or_has_no_such_ids_is_said(tmp_path, monkeypatch):
     clone, other = tmp_path / "clone", tmp_path / "other"
     other.mkdir()
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path))
@@ -54,12 +54,8 @@ def test_what_is_no_clone_or_has_no_such_ids_is_said(tmp_path, monkeypatch, caps
     subprocess.run(["git", "init", "-q", str(clone)], check=True)
     subprocess.run(["git", "-C", str(clone), *identity, "commit", "-q", "--allow-empty", "-m", "a"], check=True)
     for repository, reason in ((clone, "gmm_digits_tr_labels"), (other, "not a git repository")):
-        arguments = ["--repository", str(repository), "--out", str(tmp_path), "--dataset", "digits"]
-        monkeypatch.setattr(sys, "argv", ["published_ids", *arguments])
-        with pytest.raises(SystemExit) as end:
-            study.main()
-        said = " ".join(capsys.readouterr().err.replace("│", "").split())
-        assert end.value.code == 2 and "is no clone of" in said and reason in said
+        with pytest.raises(typer.BadParameter, match=f"is no clone of .*{reason}"):
+            study.main(str(repository), tmp_path, "digits")
 
 
 def test_the_record_in_the_package_is_whole_and_holds_no_ids():

@@ -13,10 +13,17 @@ from torch.nn import functional as F
 
 from cnlib.data import load
 from cnlib.experiments import EXPERIMENTS
-from cnlib.norm import BatchNorm
+from cnlib.norm import BatchNorm, frozen
 from cnlib.norm.domain import DomainBatchNorm
-from cnlib.training import TASKS, adamatch, checkpoint, read, train
-from cnlib.training.adamatch import Alignment, aligned, aligned_over_all, interpolated, target_weight, unit_length
+from cnlib.training import TASKS, checkpoint, read, train
+from cnlib.training.adamatch_formulas import (
+    Alignment,
+    aligned,
+    aligned_over_all,
+    interpolated,
+    target_weight,
+    unit_length,
+)
 from cnlib.training.metrics import weighted_scores
 from cnlib.training.schedule import factor
 
@@ -187,7 +194,7 @@ def test_the_published_variance_is_that_of_one_gradients_entries():
     it.losses = lambda source, target, *rest: seen.append((source, target)) or losses(source, target, *rest)
     it.gradients()
     source, target = seen[0]
-    with adamatch.frozen(it.model):
+    with frozen(it.model):
         it.model.train()(torch.cat((source.x, target.x))).sum().backward()
     variances = [float(p.grad.var(correction=0)) for p in it.model.parameters()]
     assert found["gradient_variance_max"] == pytest.approx(max(variances), rel=1e-4)

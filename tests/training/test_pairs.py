@@ -7,18 +7,19 @@ import pytest
 import torch
 
 from cnlib.data import load
-from cnlib.experiments import daynight
+from cnlib.experiments import EXPERIMENTS
 from cnlib.sweeps import estimate
 from cnlib.training import Pairs, read, train
 from cnlib.training.metrics import auc
 from cnlib.training.pairs import contrastive, distance
 from cnlib.transfer import TRANSFERS, Moments, affine, color_distance, gain_and_offset, swap
 
+E = EXPERIMENTS["daynight"]
 CPU = torch.device("cpu")
 
 
 def trainer(method="cn", **changes):
-    config = daynight.config(method, profile="smoke", **changes)
+    config = E.config(method, profile="smoke", **changes)
     return Pairs(config, load(config.dataset), CPU)
 
 
@@ -82,9 +83,9 @@ def test_the_network_is_read_on_all_pairs_of_day_and_night():
 
 
 def test_the_gap_is_one_at_the_start_and_nothing_at_the_datas_moments():
-    assert trainer("cn").way()["swap_gap"] == pytest.approx(1)
+    assert trainer("cn").progress()["swap_gap"] == pytest.approx(1)
     fixed = trainer("fixed")
-    assert fixed.way()["swap_gap"] < 1e-3 and "swap_gap" not in trainer("none").way()
+    assert fixed.progress()["swap_gap"] < 1e-3 and "swap_gap" not in trainer("none").progress()
     before = [value.clone() for value in fixed.learned.moments()]
     fixed.run_epoch()
     assert all(torch.equal(*pair) for pair in zip(before, fixed.learned.moments(), strict=True))
@@ -98,7 +99,7 @@ def test_the_gap_is_one_at_the_start_and_nothing_at_the_datas_moments():
         wanted = affine(x, *gain_and_offset(it.moments.mean, it.moments.var, a, b))
         far = [(wanted - y).square().mean().sqrt() for y in (swap(x, it.learned, a, b), x)]
         shares.append(float(far[0] / far[1]))
-    assert it.way()["swap_gap"] == pytest.approx(np.mean(shares), rel=1e-4)
+    assert it.progress()["swap_gap"] == pytest.approx(np.mean(shares), rel=1e-4)
 
 
 def test_the_distance_of_maps_that_differ_little_far_from_zero():
@@ -128,7 +129,7 @@ def test_the_layers_own_rate_and_no_decay():
 
 
 def test_a_record_has_the_way_and_the_colors(tmp_path):
-    config = daynight.config("cn", profile="smoke")
+    config = E.config("cn", profile="smoke")
     run = train(config, tmp_path / "run.jsonl")
     again = read(tmp_path / "run.jsonl")
     assert again.headline == "test_auc" and again.curve("mean_0").shape == (2, 3)
@@ -156,17 +157,17 @@ def test_a_record_has_the_way_and_the_colors(tmp_path):
 
 def test_what_is_no_set_of_pairs_is_refused():
     with pytest.raises(ValueError, match="digits has domains none: expected day and night"):
-        train(daynight.config("cn", profile="smoke", dataset="digits"))
+        train(E.config("cn", profile="smoke", dataset="digits"))
     with pytest.raises(ValueError, match="without validation images"):
-        train(daynight.config("cn", profile="smoke", validation=10))
+        train(E.config("cn", profile="smoke", validation=10))
     with pytest.raises(ValueError, match="steps=0: expected 1 or more"):
-        train(daynight.config("cn", profile="smoke", options={"steps": 0}))
+        train(E.config("cn", profile="smoke", options={"steps": 0}))
 
 
 def test_a_run_goes_on_from_its_state_bit_for_bit():
     whole = trainer("cn-fast")
     whole.run_epoch()
-    config = daynight.config("cn-fast", profile="smoke")
+    config = E.config("cn-fast", profile="smoke")
     other = Pairs(config, load(config.dataset), CPU, copy.deepcopy(whole.state()))
     for it in (whole, other):
         it.found = {key: value for key, value in it.run_epoch().items() if "second" not in key}
@@ -174,4 +175,4 @@ def test_a_run_goes_on_from_its_state_bit_for_bit():
 
 
 def test_a_dry_run_times_the_whole_set():
-    assert 0 < estimate(daynight.config("cn", profile="smoke")) < 600
+    assert 0 < estimate(E.config("cn", profile="smoke")) < 600

@@ -12,30 +12,32 @@ from torch.nn import functional as F
 
 from cnlib.contexts import LABEL_GROUPS
 from cnlib.contexts.kmeans import Clusters
-from cnlib.experiments import context_ablation, means_or_scales
+from cnlib.experiments import EXPERIMENTS
 from cnlib.norm.gate import imbalance
 from cnlib.training import Worth, loop, train, worth
 from cnlib.training.loop import fetch
 from cnlib.training.readings import first_layer
+from cnlib.training.starts import first_inputs
 from cnlib.training.worth import gate_readings, soft_gates
 
+E = EXPERIMENTS["context_ablation"]
 CPU = torch.device("cpu")
 SHORT = {"width": 0.125, "epochs": 4, "train_size": 640, "lr": 5e-3}
 
 
 def trainer(method, **changes):
-    config = context_ablation.config(method, 0, "smoke", **changes)
+    config = E.config(method, 0, "smoke", **changes)
     return Worth(config, fetch(config.dataset).subset(config.train_size, config.test_size), CPU)
 
 
 @pytest.fixture(scope="module")
 def runs():
     names = ("bn", "cn-channels-label-2-0.5", "cn-channels-label-10-1", "cn-channels-random-10")
-    return {name: train(context_ablation.config(name, 0, "smoke", **SHORT), progress=False) for name in names}
+    return {name: train(E.config(name, 0, "smoke", **SHORT), progress=False) for name in names}
 
 
 def labels():
-    data = fetch("digits+negatives").subset(640, 100)
+    data = fetch("digits+inverse-digits").subset(640, 100)
     return torch.from_numpy(data.test_labels)
 
 
@@ -193,7 +195,7 @@ def test_features_are_those_of_the_network_without_contexts():
     assert torch.equal(one.contexts["train_ids"], clusters.nearest(train_features))
     assert torch.equal(one.contexts["test_ids"], clusters.nearest(test_features))
     # its weights are those of the recorded network with batch norm
-    bn = context_ablation.config("bn", 0, "smoke")
+    bn = E.config("bn", 0, "smoke")
     run, again = train(bn, progress=False), train(key[0], progress=False)
     theirs = again.model.state_dict()
     assert all(torch.equal(value, theirs[name]) for name, value in run.model.state_dict().items())
@@ -219,12 +221,12 @@ def test_features_are_those_of_the_network_without_contexts():
 )
 def test_what_cannot_be_is_refused(method, changes, message):
     with pytest.raises(ValueError, match=message):
-        train(context_ablation.config(method, 0, "smoke", **changes), progress=False)
+        train(E.config(method, 0, "smoke", **changes), progress=False)
 
 
 @pytest.mark.parametrize("method", ["gated-4-hard", "cn-channels-features-4"])
 def test_a_run_goes_on_bit_for_bit(tmp_path, monkeypatch, method):
-    config = context_ablation.config(method, 0, "smoke")
+    config = E.config(method, 0, "smoke")
     whole = train(config, progress=False)
     monkeypatch.setattr(
         loop, "time", SimpleNamespace(perf_counter=time.perf_counter, monotonic=itertools.count(0, 60).__next__)
@@ -241,8 +243,8 @@ def test_a_run_goes_on_bit_for_bit(tmp_path, monkeypatch, method):
 @pytest.mark.parametrize("method", ["mode-4", "gated-4"])
 def test_gates_may_start_from_clusters_of_what_the_layer_gets(method):
     plain, started = trainer(method), trainer(f"{method}-kmeans")
-    x, batch = started.first_inputs()
-    torch.testing.assert_close(x, plain.first_inputs()[0])
+    x, batch = first_inputs(started)
+    torch.testing.assert_close(x, first_inputs(plain)[0])
     assert x.shape[:2] == (64, first_layer(started.model, started.config).num_features)
     gates = {one: soft_gates(first_layer(one.model, one.config), x).detach() for one in (plain, started)}
     assert 2 * gates[plain].std(0).max() < gates[started].std(0).min()
