@@ -132,10 +132,12 @@ PRIMARY = {
     "each domain's own moments minus CN": Claim({"image": ("fixed", "cn")}, TARGET),
     "other normalization of a domain minus CN": Claim({"image": ("in", "cn"), "all layers": ("dsbn", "cn")}, TARGET),
     "CN told the target minus CN told the source": Claim(
-        {"image": ("cn", "cn")}, ("test_target", "test_target_as_source")
+        {"image": ("cn", "cn")},
+        ("test_target", "test_target_as_source"),
     ),
     "AdaMatch minus the program of the tables": Claim(
-        {"no context": ("bn", "bn-keras"), "CN": ("cn", "cn-keras")}, TARGET
+        {"no context": ("bn", "bn-keras"), "CN": ("cn", "cn-keras")},
+        TARGET,
     ),
 }
 # the program averages over classes by their sizes, and both its readings give SVHN the source's context
@@ -170,3 +172,4 @@ EXPERIMENT = Experiment(
     },
     primary=PRIMARY,
 )
+config = EXPERIMENT.config

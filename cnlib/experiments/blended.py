@@ -59,7 +59,13 @@ DIGITS: Fields = {"dataset": "digits+dark-digits", "flip": False, "crop": 0, "ba
 PROFILES: dict[str, Fields] = {
     "smoke": {**FEW_EPOCHS, **DIGITS, "epochs": 2, "warmup": 4, "train_size": 320, "test_size": 100, "options": TINY},
     "book": {**FEW_EPOCHS, **DIGITS, "lr": 5e-3, "epochs": 6, "warmup": 22, "options": {**TINY, "images": 704}},
-    "reduced": {**FEW_EPOCHS, "epochs": 6, "warmup": 320, "test_size": 10000, "options": {**REDUCED, "images": 20480}},
+    "reduced": {
+        **FEW_EPOCHS,
+        "epochs": 6,
+        "warmup": 320,
+        "test_size": 10000,
+        "options": {**REDUCED, "images": 20480},
+    },
     "narrow": {"options": REDUCED},
     "paper": {},
 }
@@ -90,5 +96,8 @@ EXPERIMENT = Experiment(
             *(Grid(("vit-last",), (setting,), profiles) for profiles, setting in LAST.items()),
         ),
     },
-    printed={"icdm_table_8": Printed("table-viii", PRINTED, baseline="ViT", tests={"cifar100": "test_cifar100"})},
+    printed={
+        "icdm_table_8": Printed("table-viii", PRINTED, baseline="ViT", tests={"cifar100": "test_cifar100"}),
+    },
 )
+config = EXPERIMENT.config

@@ -113,3 +113,4 @@ EXPERIMENT = Experiment(
         "without-ids": (Grid(("cn", "cn-channels"), on(CIFAR[::-1], ({},))),),
     },
 )
+config = EXPERIMENT.config

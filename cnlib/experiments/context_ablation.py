@@ -170,3 +170,4 @@ EXPERIMENT = Experiment(
     },
     primary=PRIMARY,
 )
+config = EXPERIMENT.config

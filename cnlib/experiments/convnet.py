@@ -124,3 +124,4 @@ EXPERIMENT = Experiment(
     },
     primary=PRIMARY,
 )
+config = EXPERIMENT.config

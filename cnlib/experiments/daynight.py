@@ -93,3 +93,4 @@ EXPERIMENT = Experiment(
     },
     primary=PRIMARY,
 )
+config = EXPERIMENT.config

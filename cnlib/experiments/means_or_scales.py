@@ -14,7 +14,7 @@ Two kinds of contexts, which gained most: the guess of `second_view` (`guess`), 
 from __future__ import annotations
 
 from cnlib.experiments import second_view
-from cnlib.experiments.context_ablation import C100, NOT_DIGITS, PUBLISHED, SEEDS
+from cnlib.experiments.context_ablation import C100, NOT_DIGITS, PUBLISHED
 from cnlib.experiments.convnet import IMAGE, THIRD
 from cnlib.experiments.second_view import GUESS, LOGITS
 from cnlib.sweeps.experiment import Claim, Experiment, Fields, Grid, merged
@@ -53,14 +53,12 @@ EXPERIMENT = Experiment(
     methods=METHODS,
     published={**PUBLISHED, **second_view.OTHER},
     profiles=second_view.SIZES,
-    seeds=SEEDS,
     sweeps={
         "means-or-scales": (
             *(grid("guess", part) for part in PARTS),
             *(grid("superclass", part, NOT_DIGITS) for part in PARTS),
         )
     },
-    printed={},
     primary=PRIMARY,
 )
 config = EXPERIMENT.config

@@ -15,7 +15,14 @@ from typing import Any
 
 from cnlib.sweeps.experiment import Claim, Experiment, Fields, Grid, Printed
 
-KERAS: dict[str, Any] = {"pixels": 72, "patch": 6, "depth": 8, "key": 64, "head": "flatten", "keras": True}
+KERAS: dict[str, Any] = {
+    "pixels": 72,
+    "patch": 6,
+    "depth": 8,
+    "key": 64,
+    "head": "flatten",
+    "keras": True,
+}
 # less than a hundredth of the weights, of which the flatten head has 96 %, and a nineteenth of the multiplications; no
 # dropout, which so few epochs need not
 REDUCED: dict[str, Any] = {
@@ -100,16 +107,19 @@ PROFILES: dict[str, Fields] = {
 CN = {"image": "cn-channels", "patches": "cn-patches"}
 PRIMARY = {
     "CN told the superclass minus ViT masked by it": Claim(
-        {place: (cn, "vit") for place, cn in CN.items()}, ("test", "test_masked")
+        {place: (cn, "vit") for place, cn in CN.items()},
+        ("test", "test_masked"),
     ),
     "CN told another image's superclass minus ViT": Claim(
-        {place: (cn, "vit") for place, cn in CN.items()}, ("test_shuffled", "test")
+        {place: (cn, "vit") for place, cn in CN.items()},
+        ("test_shuffled", "test"),
     ),
     "a token minus CN": Claim({"patches": ("token", "cn-patches")}, ("test", "test")),
     "CN never trained minus CN": Claim({"image": ("cn-frozen", "cn-channels")}, ("test", "test")),
     "CN with random contexts minus CN with one": Claim({"image": ("cn-random", "cn-one")}, ("test", "test")),
     "CN over predicted superclasses minus ViT": Claim(
-        {place: (cn, "vit") for place, cn in CN.items()}, ("test_marginal", "test")
+        {place: (cn, "vit") for place, cn in CN.items()},
+        ("test_marginal", "test"),
     ),
 }
 # how Tables VII and VIII call the methods
@@ -136,3 +146,4 @@ EXPERIMENT = Experiment(
     },
     primary=PRIMARY,
 )
+config = EXPERIMENT.config

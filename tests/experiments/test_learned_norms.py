@@ -11,7 +11,7 @@ import torch
 from torch.nn import functional as F
 
 from cnlib import results
-from cnlib.experiments import EXPERIMENTS
+from cnlib.experiments import EXPERIMENTS, learned_norms
 from cnlib.experiments.learned_norms import PRIMARY, Ratios, ratio_parameters
 from cnlib.sweeps import sweep
 from cnlib.training import TASKS, Trainer, loop, train
@@ -205,4 +205,4 @@ def test_every_sweep_runs(tmp_path):
 
 def test_the_digits_are_large_enough_for_instance_norm():
     assert fetch("digits-16").train_images.shape[1:] == (16, 16, 1)
-    assert NORMS.config("in", profile="smoke").dataset == "digits-16"
+    assert learned_norms.config("in", profile="smoke").dataset == "digits-16"

@@ -82,21 +82,21 @@ def test_every_declared_contrast_has_its_runs():
 
 
 def test_methods_differ_in_the_layer_its_encoder_and_what_it_is_told_only():
-    plain = second_view.EXPERIMENT.config("bn", profile="reduced").to_dict()
+    plain = second_view.config("bn", profile="reduced").to_dict()
     for name in second_view.METHODS:
-        other = second_view.EXPERIMENT.config(name, profile="reduced").to_dict()
+        other = second_view.config(name, profile="reduced").to_dict()
         differ = {key for key in plain if plain[key] != other[key]}
         assert differ <= {"method", "norm", "placement", "contexts", "num_contexts", "encoder"}
 
 
 def test_the_encoder_alone_is_changed():
-    usual, linear = (second_view.EXPERIMENT.config(name).to_dict() for name in ("cn-channels", "cn-channels-linear"))
+    usual, linear = (second_view.config(name).to_dict() for name in ("cn-channels", "cn-channels-linear"))
     assert {key for key in usual if usual[key] != linear[key]} == {"method", "encoder"}
-    assert linear["encoder"] == second_view.EXPERIMENT.config("cn").encoder
+    assert linear["encoder"] == second_view.config("cn").encoder
 
 
 def worth(method):
-    config = second_view.EXPERIMENT.config(method, profile="smoke")
+    config = second_view.config(method, profile="smoke")
     return Worth(config, fetch(config.dataset).subset(config.train_size, config.test_size), torch.device("cpu"))
 
 

@@ -76,8 +76,7 @@ def test_the_blend_draws_equal_shares_and_each_probe_is_in_its_sweep():
 def test_the_leak_shows_on_digits():
     """Told the parity, a network obeys it, right or wrong; the one that is not told, masked, does as well."""
     runs = {
-        m: train(vit.EXPERIMENT.config(m, profile="book", epochs=6, options={"predict": False}))
-        for m in ("vit", "cn-channels")
+        m: train(vit.config(m, profile="book", epochs=6, options={"predict": False})) for m in ("vit", "cn-channels")
     }
     plain, cn = runs["vit"], runs["cn-channels"]
     assert plain.curve("test_accuracy")[-1] > 0.6

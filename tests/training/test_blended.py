@@ -13,7 +13,7 @@ CPU = torch.device("cpu")
 
 
 def trainer(method, **changes):
-    config = blended.EXPERIMENT.config(method, profile="smoke", **changes)
+    config = blended.config(method, profile="smoke", **changes)
     return Blended(config, load(config.dataset).subset(config.train_size, config.test_size), CPU)
 
 
@@ -62,7 +62,7 @@ def test_both_are_standardized_alike_and_fixed_by_their_own_moments():
 
 
 def test_contexts_are_swapped_at_the_end():
-    run = train(blended.EXPERIMENT.config("cn-channels", profile="smoke"))
+    run = train(blended.config("cn-channels", profile="smoke"))
     again = trainer("cn-channels")
     again.model.load_state_dict(run.model.state_dict())
     (batch,) = again.tests["test"].split.ordered(1000)
@@ -71,7 +71,7 @@ def test_contexts_are_swapped_at_the_end():
         expected = again.logits(again.model.eval(), batch).argmax(1)
     assert torch.equal(torch.from_numpy(run.predictions("test_swapped")), expected)
     assert {"test_digits_swapped_accuracy", "test_plus_accuracy"} < set(run.final)
-    assert not any("swapped" in name for name in train(blended.EXPERIMENT.config("vit", profile="smoke")).final)
+    assert not any("swapped" in name for name in train(blended.config("vit", profile="smoke")).final)
 
 
 def seen(it, split):
@@ -126,6 +126,6 @@ def test_the_last_images_are_all_of_the_second_set():
 )
 def test_collapsed(accuracy, status, expected):
     curve = np.array([0.5, accuracy])
-    config = blended.EXPERIMENT.config("vit", profile="reduced")
+    config = blended.config("vit", profile="reduced")
     run = Run("run", config, {}, {"test_cifar100_accuracy": curve, "test_mnist_accuracy": 1 - curve}, status)
     assert blended.collapsed(run) == expected

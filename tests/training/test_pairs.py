@@ -7,19 +7,18 @@ import pytest
 import torch
 
 from cnlib.data import load
-from cnlib.experiments import EXPERIMENTS
+from cnlib.experiments import daynight
 from cnlib.sweeps import estimate
 from cnlib.training import Pairs, read, train
 from cnlib.training.metrics import auc
 from cnlib.training.pairs import contrastive, distance
 from cnlib.transfer import TRANSFERS, Moments, affine, color_distance, gain_and_offset, swap
 
-E = EXPERIMENTS["daynight"]
 CPU = torch.device("cpu")
 
 
 def trainer(method="cn", **changes):
-    config = E.config(method, profile="smoke", **changes)
+    config = daynight.config(method, profile="smoke", **changes)
     return Pairs(config, load(config.dataset), CPU)
 
 
@@ -129,7 +128,7 @@ def test_the_layers_own_rate_and_no_decay():
 
 
 def test_a_record_has_the_way_and_the_colors(tmp_path):
-    config = E.config("cn", profile="smoke")
+    config = daynight.config("cn", profile="smoke")
     run = train(config, tmp_path / "run.jsonl")
     again = read(tmp_path / "run.jsonl")
     assert again.headline == "test_auc" and again.curve("mean_0").shape == (2, 3)
@@ -157,17 +156,17 @@ def test_a_record_has_the_way_and_the_colors(tmp_path):
 
 def test_what_is_no_set_of_pairs_is_refused():
     with pytest.raises(ValueError, match="digits has domains none: expected day and night"):
-        train(E.config("cn", profile="smoke", dataset="digits"))
+        train(daynight.config("cn", profile="smoke", dataset="digits"))
     with pytest.raises(ValueError, match="without validation images"):
-        train(E.config("cn", profile="smoke", validation=10))
+        train(daynight.config("cn", profile="smoke", validation=10))
     with pytest.raises(ValueError, match="steps=0: expected 1 or more"):
-        train(E.config("cn", profile="smoke", options={"steps": 0}))
+        train(daynight.config("cn", profile="smoke", options={"steps": 0}))
 
 
 def test_a_run_goes_on_from_its_state_bit_for_bit():
     whole = trainer("cn-fast")
     whole.run_epoch()
-    config = E.config("cn-fast", profile="smoke")
+    config = daynight.config("cn-fast", profile="smoke")
     other = Pairs(config, load(config.dataset), CPU, copy.deepcopy(whole.state()))
     for it in (whole, other):
         it.found = {key: value for key, value in it.run_epoch().items() if "second" not in key}
@@ -175,4 +174,4 @@ def test_a_run_goes_on_from_its_state_bit_for_bit():
 
 
 def test_a_dry_run_times_the_whole_set():
-    assert 0 < estimate(E.config("cn", profile="smoke")) < 600
+    assert 0 < estimate(daynight.config("cn", profile="smoke")) < 600

@@ -9,17 +9,16 @@ import torch
 
 from cnlib.contexts import bayes
 from cnlib.data import load
-from cnlib.experiments import EXPERIMENTS
+from cnlib.experiments import vit
 from cnlib.training import Told, told, train
 from cnlib.training.batches import Batch, join
 
-E = EXPERIMENTS["vit"]
 CPU = torch.device("cpu")
 SHORT = {"train_size": 640, "test_size": 200, "epochs": 3, "lr": 5e-3}
 
 
 def trainer(method, **changes):
-    config = E.config(method, profile="smoke", **changes)
+    config = vit.config(method, profile="smoke", **changes)
     return Told(config, load(config.dataset).subset(config.train_size, config.test_size), CPU)
 
 
@@ -29,7 +28,7 @@ def runs():
     told.CONTEXT_FREE.clear()
     found = {}
     for method in ("vit", "cn-channels", "token"):
-        config = E.config(method, profile="smoke", **SHORT)
+        config = vit.config(method, profile="smoke", **SHORT)
         run = train(config)
         again = trainer(method, **SHORT)
         again.model.load_state_dict(run.model.state_dict())

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from cnlib.contexts import LABEL_GROUPS
 from cnlib.contexts.kmeans import Clusters
-from cnlib.experiments import EXPERIMENTS
+from cnlib.experiments import context_ablation, means_or_scales
 from cnlib.norm.gate import imbalance
 from cnlib.training import Worth, loop, train, worth
 from cnlib.training.loop import fetch
@@ -20,20 +20,19 @@ from cnlib.training.readings import first_layer
 from cnlib.training.starts import first_inputs
 from cnlib.training.worth import gate_readings, soft_gates
 
-E = EXPERIMENTS["context_ablation"]
 CPU = torch.device("cpu")
 SHORT = {"width": 0.125, "epochs": 4, "train_size": 640, "lr": 5e-3}
 
 
 def trainer(method, **changes):
-    config = E.config(method, 0, "smoke", **changes)
+    config = context_ablation.config(method, 0, "smoke", **changes)
     return Worth(config, fetch(config.dataset).subset(config.train_size, config.test_size), CPU)
 
 
 @pytest.fixture(scope="module")
 def runs():
     names = ("bn", "cn-channels-label-2-0.5", "cn-channels-label-10-1", "cn-channels-random-10")
-    return {name: train(E.config(name, 0, "smoke", **SHORT), progress=False) for name in names}
+    return {name: train(context_ablation.config(name, 0, "smoke", **SHORT), progress=False) for name in names}
 
 
 def labels():
@@ -195,7 +194,7 @@ def test_features_are_those_of_the_network_without_contexts():
     assert torch.equal(one.contexts["train_ids"], clusters.nearest(train_features))
     assert torch.equal(one.contexts["test_ids"], clusters.nearest(test_features))
     # its weights are those of the recorded network with batch norm
-    bn = E.config("bn", 0, "smoke")
+    bn = context_ablation.config("bn", 0, "smoke")
     run, again = train(bn, progress=False), train(key[0], progress=False)
     theirs = again.model.state_dict()
     assert all(torch.equal(value, theirs[name]) for name, value in run.model.state_dict().items())
@@ -221,12 +220,12 @@ def test_features_are_those_of_the_network_without_contexts():
 )
 def test_what_cannot_be_is_refused(method, changes, message):
     with pytest.raises(ValueError, match=message):
-        train(E.config(method, 0, "smoke", **changes), progress=False)
+        train(context_ablation.config(method, 0, "smoke", **changes), progress=False)
 
 
 @pytest.mark.parametrize("method", ["gated-4-hard", "cn-channels-features-4"])
 def test_a_run_goes_on_bit_for_bit(tmp_path, monkeypatch, method):
-    config = E.config(method, 0, "smoke")
+    config = context_ablation.config(method, 0, "smoke")
     whole = train(config, progress=False)
     monkeypatch.setattr(
         loop, "time", SimpleNamespace(perf_counter=time.perf_counter, monotonic=itertools.count(0, 60).__next__)
