@@ -7,8 +7,8 @@ which many networks have and nobody calls a normalization. `-means` learns a mea
 all; `-scales` a scale for each, and one mean. What is held is the part of the encoder that tells contexts apart: it
 stays at the 0 where it starts, and its bias is learned as before.
 
-Two kinds of contexts, which gained most: the guess of `second_view` (`guess`), and the superclass of CIFAR-100
-(`superclass`). CN sits on the image (`cn-channels`), in the third layer (`cn`) or on the logits (`cn-logits`).
+Two contexts that CN gains by: the guess of `second_view` (`guess`), and the superclass of CIFAR-100 (`superclass`). CN
+sits on the image (`cn-channels`), in the third layer (`cn`) or on the logits (`cn-logits`).
 """
 
 from __future__ import annotations
