@@ -28,7 +28,7 @@ from cnlib.training import distributed
 from cnlib.training.augment import View, cutout, flip, jitter, shift
 from cnlib.training.batches import Batch, Split
 from cnlib.training.metrics import weighted_scores
-from cnlib.training.readings import TestSet, first_layer, learned_moments
+from cnlib.training.readings import TestSet, first_layer, learned_moments, norm_on_image
 from cnlib.training.trainer import TASKS, Trainer
 
 DECAY = 0.999  # of the average of the source's classes
@@ -316,7 +316,7 @@ class AdaMatch(Trainer):
     def conclude(self) -> dict[str, Any]:
         found = super().conclude()
         found["predictions"] = self.under_both_contexts(found["predictions"])
-        found |= learned_moments(first_layer(self.tested, self.config))
+        found |= learned_moments(norm_on_image(self.tested, self.config))
         return self.under_both_contexts(found)
 
     def under_both_contexts(self, found: dict[str, Any]) -> dict[str, Any]:
