@@ -12,14 +12,16 @@ from typing import Annotated
 import numpy as np
 import typer
 
-from cnlib.arguments import explained
+from cnlib.arguments import explained, folder
 
 
 def ship(
     dataset: str = "cifar10",
     side: Annotated[str, typer.Option(help="the half that it sees: right or left")] = "right",
-    epochs: Annotated[int, typer.Option(help="over 25,000 halves")] = 10,
-    out: Annotated[Path | None, typer.Option(help="folder; by default the package's records")] = None,
+    epochs: Annotated[int, typer.Option(min=1, help="over 25,000 halves")] = 10,
+    out: Annotated[
+        Path | None, typer.Option(parser=folder, metavar="FOLDER", help="by default the package's records")
+    ] = None,
 ) -> None:
     """Train the ConvNet of chapter 9 with BN on these halves of every second training image, the second, fourth, ...,
     and write its guesses at the same halves of the other training images and of the test images."""
@@ -36,9 +38,9 @@ def ship(
         raise typer.BadParameter(f"{side!r}: expected left or right", param_hint="--side")
     with explained():
         whole = load(dataset)
-    ours, data, device = halves(whole, side), halves(whole, side, ours=False), torch.device("cpu")
-    config = Config(dataset=data.name, profile="guesses", width=0.25, epochs=epochs, flip=True)
-    network = Trainer(config, data, device)
+        ours, data, device = halves(whole, side), halves(whole, side, ours=False), torch.device("cpu")
+        config = Config(dataset=data.name, profile="guesses", width=0.25, epochs=epochs, flip=True)
+        network = Trainer(config, data, device)
     while not network.done:
         found = network.run_epoch()
         print(f"epoch {network.epoch}: {found['test_accuracy']:.1%} of the test images", flush=True)

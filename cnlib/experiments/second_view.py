@@ -25,22 +25,25 @@ from cnlib.experiments.context_ablation import PROFILES, PUBLISHED
 from cnlib.experiments.convnet import IMAGE, THIRD
 from cnlib.records import RECORDS
 from cnlib.sweeps.experiment import Claim, Experiment, Fields, Grid
-from cnlib.training.records import read_lines, unpack
+from cnlib.training.records import read_columns
 
 GUESSES = RECORDS / "guesses"
 
 
 def halves(data: ImageData, side: str, ours: bool = True) -> ImageData:
     """The left or right halves of the test images and of every second training image: the first, third, ..., which are
-    ours, or the others."""
+    ours, or the others. Domains, where there are any, go with their images."""
     width = data.train_images.shape[2] // 2
-    columns = {"left": slice(width), "right": slice(width, None)}[side]
-    chosen = slice(0 if ours else 1, None, 2)
+    sides = {"left": slice(width), "right": slice(width, None)}
+    if side not in sides:
+        raise ValueError(f"halves: side is {side!r}, expected left or right")
+    columns, chosen = sides[side], slice(0 if ours else 1, None, 2)
     return replace(
         data,
         name=f"{data.name}-{side}",
         train_images=np.ascontiguousarray(data.train_images[chosen, :, columns]),
         train_labels=data.train_labels[chosen],
+        train_domains=None if data.train_domains is None else data.train_domains[chosen],
         test_images=np.ascontiguousarray(data.test_images[:, :, columns]),
     )
 
@@ -60,15 +63,16 @@ def nearest_mean(data: ImageData, side: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def kept_guesses(data: ImageData, side: str) -> tuple[np.ndarray, np.ndarray]:
-    """Guesses (N,) of a network, at our training images and at the test images. Raises ValueError where they are of
-    other images."""
-    (kept,) = read_lines(GUESSES / f"{data.name}-{side}.jsonl")
-    if kept["data"] != data.checksum:
-        raise ValueError(
-            f"{data.name} here is {data.checksum}, the kept guesses are of {kept['data']}: make them anew with python "
-            "-m studies.guesses"
-        )
-    return unpack(kept["train"]), unpack(kept["test"])
+    """Guesses (N,) of a network, at our training images and at the test images. Raises ValueError where there are
+    none, or of other images."""
+    path = GUESSES / f"{data.name}-{side}.jsonl"
+    way_out = f"make them anew with python -m studies.guesses --dataset {data.name} --side {side}"
+    if not path.is_file():
+        raise ValueError(f"no guesses at {data.name} by a network that saw {side} halves, expected {path}: {way_out}")
+    header, kept = read_columns(path, ("train", "test"))
+    if header["data"] != data.checksum:
+        raise ValueError(f"{data.name} here is {data.checksum}, the kept guesses are of {header['data']}: {way_out}")
+    return kept["train"], kept["test"]
 
 
 # our left halves: of which set, and the half at which was guessed, and how

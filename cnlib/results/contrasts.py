@@ -14,7 +14,7 @@ from cnlib.records import RECORDS
 from cnlib.results.intervals import Interval, t_power
 from cnlib.results.runs import by_method, names_in, select
 from cnlib.sweeps import Claim, Measured
-from cnlib.training.records import Run, read_lines, unpack
+from cnlib.training.records import Run, read_columns
 
 LABELS = RECORDS / "labels"
 REESTIMATED = "test_reestimated"
@@ -94,9 +94,13 @@ def domains(dataset: str, test_size: int | None) -> np.ndarray:
     return _shipped(dataset, test_size, "domains")
 
 
+def _path(dataset: str, test_size: int | None) -> Path:
+    return LABELS / f"{dataset}-{test_size or 'all'}.jsonl"
+
+
 def _shipped(dataset: str, test_size: int | None, what: str) -> np.ndarray:
-    path = LABELS / f"{dataset}-{test_size or 'all'}.jsonl"
-    found = _columns(path) if path.is_file() else {}
+    path = _path(dataset, test_size)
+    found = _columns(path, path.stat().st_mtime_ns)[1] if path.is_file() else {}
     if what not in found:
         known = names_in(LABELS)
         raise ValueError(
@@ -106,15 +110,29 @@ def _shipped(dataset: str, test_size: int | None, what: str) -> np.ndarray:
 
 
 @cache
-def _columns(path: Path) -> dict[str, np.ndarray]:
-    header = read_lines(path)[0]
-    return {key: unpack(header[key]) for key in ("labels", "domains") if key in header}
+def _columns(path: Path, changed: int) -> tuple[str, dict[str, np.ndarray]]:
+    """Checksum of the data, and the columns, of a file of that time of change. Read-only: all who ask get the same."""
+    header, found = read_columns(path, ("labels",), ("domains",))
+    for column in found.values():
+        column.setflags(write=False)
+    return header["data"], found
 
 
 def correct(run: Run, reading: str = REESTIMATED) -> np.ndarray:
-    """Whether each test image (N,) was classified rightly after the last epoch; of a reading of one domain, its own."""
+    """Whether each test image (N,) was classified rightly after the last epoch; of a reading of one domain, its own.
+
+    Raises ValueError where the run saw other data than those whose labels are in the package.
+    """
     domain = next((i for i, name in enumerate(DOMAINS) if reading.startswith(name)), None)
-    return run.predictions(reading) == labels(run.config.dataset, run.config.test_size, domain)
+    guesses, truth = run.predictions(reading), labels(run.config.dataset, run.config.test_size, domain)
+    path = _path(run.config.dataset, run.config.test_size)
+    seen, kept = run.provenance.get("data"), _columns(path, path.stat().st_mtime_ns)[0]
+    if seen not in (None, kept) or guesses.shape != truth.shape:
+        raise ValueError(
+            f"{run.name} has {len(guesses)} predictions on data {seen}, the labels of {path.stem} in the package are "
+            f"{len(truth)} of data {kept}: make these anew with python -m studies.labels"
+        )
+    return guesses == truth
 
 
 def crossed(values: np.ndarray) -> Estimate:

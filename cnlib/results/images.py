@@ -9,7 +9,7 @@ import numpy as np
 from cnlib.records import RECORDS
 from cnlib.results.runs import names_in
 from cnlib.storage import read_npz
-from cnlib.training.records import read_lines, unpack
+from cnlib.training.records import read_columns, read_lines
 
 MIXTURES = RECORDS / "mixtures"
 COLORS = RECORDS / "colors"
@@ -68,7 +68,7 @@ def colors(dataset: str) -> Colors:
     if not path.is_file():
         known = names_in(COLORS)
         raise ValueError(f"no colors of {dataset!r} in the package: there are {known}; `python -m studies.colors` adds")
-    line = read_lines(path)[0]
-    labels = unpack(line["labels"])
-    mean, std = (STEP / 255 * unpack(line[key]).reshape(len(labels), -1) for key in ("mean", "std"))
+    found = read_columns(path, Colors._fields)[1]
+    labels = found["labels"]
+    mean, std = (STEP / 255 * found[key].reshape(len(labels), -1) for key in ("mean", "std"))
     return Colors(mean, std, labels)

@@ -41,7 +41,7 @@ from cnlib.training.augment import View, cutout, flip, jitter, shift
 from cnlib.training.batches import Batch, Split, join
 from cnlib.training.build import check_two_domains
 from cnlib.training.metrics import gradient_scores, gradients_of, weighted_scores
-from cnlib.training.readings import TestSet, first_layer, learned_moments, some_layer_has
+from cnlib.training.readings import TestSet, first_layer, learned_moments, norm_on_image, some_layer_has
 from cnlib.training.trainer import TASKS, Trainer
 
 PARTS = ("source", "target")  # domain 0 and domain 1
@@ -237,7 +237,7 @@ class AdaMatch(Trainer):
     def conclude(self) -> dict[str, Any]:
         found = super().conclude()
         found["predictions"] = self.under_both_contexts(found["predictions"])
-        found |= learned_moments(first_layer(self.tested, self.config))
+        found |= learned_moments(norm_on_image(self.tested, self.config))
         return self.under_both_contexts(found)
 
     def under_both_contexts(self, found: dict[str, Any]) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from cnlib.training.batches import Batch, Split
 from cnlib.training.build import check_two_domains
 from cnlib.training.config import Config
 from cnlib.training.metrics import auc
-from cnlib.training.readings import TestSet, first_layer, learned_moments
+from cnlib.training.readings import TestSet, first_layer, learned_moments, norm_on_image
 from cnlib.training.trainer import TASKS, Trainer
 from cnlib.transfer import TRANSFERS, Moments, gain_and_offset, moments_of, readings, red_over_blue, swap
 
@@ -142,9 +142,7 @@ class Pairs(Trainer):
     @property
     def learned(self) -> ContextNorm | None:
         """The context norm on the image, if there is one."""
-        layer = first_layer(self.tested, self.config)
-        on_image = isinstance(layer, ContextNorm) and layer.num_features == self.train.images.shape[-1]
-        return layer if on_image else None  # type: ignore[return-value]
+        return norm_on_image(self.tested, self.config)
 
     @torch.no_grad()
     def progress(self) -> dict[str, Any]:
@@ -174,7 +172,7 @@ class Pairs(Trainer):
     def conclude(self) -> dict[str, Any]:
         found = super().conclude()
         del found["predictions"]  # of classes, and nothing is classified
-        found |= learned_moments(first_layer(self.tested, self.config)) | self.colors()
+        found |= learned_moments(self.learned) | self.colors()
         found |= {"data_mean": self.moments.mean.tolist(), "data_std": self.moments.var.sqrt().tolist()}
         return found | {"pixel_mean": self.train.mean.tolist(), "pixel_std": (1 / self.train.scale).tolist()}
 

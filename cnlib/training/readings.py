@@ -88,9 +88,15 @@ def first_layer(model: nn.Module, config: Config) -> nn.Module:
     return next((layer for layer in fitting if base_of(layer)), fitting[0])
 
 
-def learned_moments(layer: nn.Module) -> dict[str, Any]:
-    """Of a context norm "learned_mean" and "learned_std", (T, C) each; of other layers nothing."""
-    if not isinstance(layer, ContextNorm):
+def norm_on_image(model: nn.Module, config: Config) -> ContextNorm | None:
+    """The context norm on the image, where that is the first layer of the method under test."""
+    layer, on_image = first_layer(model, config), getattr(model, "SLOTS", {}).get("input")
+    return layer if isinstance(layer, ContextNorm) and places(model, config)[0] == on_image else None
+
+
+def learned_moments(layer: ContextNorm | None) -> dict[str, Any]:
+    """Of a context norm "learned_mean" and "learned_std", (T, C) each; without one nothing."""
+    if layer is None:
         return {}
     mean, var = layer.moments()
     return {"learned_mean": mean.tolist(), "learned_std": var.sqrt().tolist()}

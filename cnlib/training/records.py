@@ -8,6 +8,7 @@ import platform
 import subprocess
 import sys
 import zlib
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
@@ -20,7 +21,7 @@ from torch import nn
 
 from cnlib.training import distributed
 from cnlib.training.config import Config
-from cnlib.training.lines import Line, read_lines, write_lines
+from cnlib.training.lines import WAY_OUT, Line, read_lines, write_lines
 
 __all__ = ["Line", "Run", "read", "read_lines", "write_lines"]
 HEADLINE = "test_accuracy"  # of records that do not say
@@ -171,6 +172,28 @@ def pack(predictions: torch.Tensor) -> str:
 def unpack(text: str) -> np.ndarray:
     """What `pack` wrote, (N,) int64."""
     return np.frombuffer(zlib.decompress(base64.b64decode(text)), dtype="<u2").astype(np.int64)
+
+
+def read_columns(
+    path: Path, required: Sequence[str], optional: Sequence[str] = ()
+) -> tuple[Line, dict[str, np.ndarray]]:
+    """The header of a record of images, and what it keeps of each image, unpacked: {key: (N,) int64}.
+
+    Raises FileNotFoundError, or ValueError that names the file where it is damaged or lacks a required column.
+    """
+    lines = read_lines(path)
+    if not lines:
+        raise ValueError(f"{path} is empty or cut short: {WAY_OUT}")
+    header = lines[0]
+    if missing := [key for key in ("data", *required) if key not in header]:
+        raise ValueError(f"{path} lacks {', '.join(missing)}: {WAY_OUT}")
+    columns = {}
+    for key in (*required, *(key for key in optional if key in header)):
+        try:
+            columns[key] = unpack(header[key])
+        except (TypeError, ValueError, zlib.error) as error:
+            raise ValueError(f"{path}: {key} is not what `pack` writes ({error}): {WAY_OUT}") from error
+    return header, columns
 
 
 def provenance(device: torch.device, data_checksum: str) -> dict[str, Any]:

@@ -18,7 +18,14 @@ from cnlib.training.batches import Batch
 from cnlib.training.config import Config
 from cnlib.training.loop import train
 from cnlib.training.metrics import above_half
-from cnlib.training.readings import TestSet, first_layer, learned_moments, logits_on, prepared, some_layer_has
+from cnlib.training.readings import (
+    TestSet,
+    learned_moments,
+    logits_on,
+    norm_on_image,
+    prepared,
+    some_layer_has,
+)
 from cnlib.training.trainer import TASKS, Trainer
 
 # logits (N, K) on the test images, of networks without contexts that this process trained, by configuration and data
@@ -110,9 +117,7 @@ class Told(Trainer):
         found = super().conclude()
         if self.given_label is not None and not self.told and self.config.norm == "none":
             CONTEXT_FREE[self.plain_key()] = self.answers(self.tested)
-        layer = first_layer(self.tested, self.config)
-        if getattr(layer, "num_features", 0) == self.train.images.shape[-1]:  # on the image
-            found |= learned_moments(layer)
+        found |= learned_moments(norm_on_image(self.tested, self.config))
         if parts := [part for seen in distributed.from_all(self.seen) for part in seen]:
             shares = torch.stack(parts).sum(0).double() / len(self.tests["test"].split)
             found |= dict(zip(("test_constant_accuracy", "test_constant_obedience"), shares.tolist(), strict=True))

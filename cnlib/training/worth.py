@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from typing import Any
 
 import numpy as np
@@ -13,9 +12,10 @@ from torch.nn import functional as F
 from cnlib.contexts import LABEL_GROUPS, CorruptedContexts, SuperclassContexts
 from cnlib.contexts.bayes import combine
 from cnlib.contexts.kmeans import Clusters
-from cnlib.contexts.quality import contingency, mutual_information
+from cnlib.contexts.quality import contingency, most_matched, mutual_information
 from cnlib.data import ImageData
 from cnlib.norm.gate import effective_number, entropy, imbalance
+from cnlib.norm.index_sets import samples
 from cnlib.training import distributed, records
 from cnlib.training.batches import Split
 from cnlib.training.config import Config
@@ -228,7 +228,7 @@ class Worth(Told):
 
 def soft_gates(layer: Any, x: Tensor) -> Tensor:
     """The gates (N, K) of a layer that has some, of its input, before anything is drawn."""
-    return layer.gate.logits(x.flatten(2), layer.gradient).softmax(1)
+    return layer.gate.logits(samples(x), layer.gradient).softmax(1)
 
 
 def gate_readings(gates: Tensor, labels: np.ndarray, domains: np.ndarray | None = None) -> dict[str, float]:
@@ -244,8 +244,7 @@ def gate_readings(gates: Tensor, labels: np.ndarray, domains: np.ndarray | None 
         table = contingency(largest, domains, k, count)
         found["gate_domain_bits"] = mutual_information(table)
         if count <= k:
-            pairs = (sum(table[gate, d] for d, gate in enumerate(p)) for p in itertools.permutations(range(k), count))
-            found["gate_agreement"] = float(max(pairs) / len(gates))
+            found["gate_agreement"] = float(most_matched(table.T) / len(gates))
     return found
 
 

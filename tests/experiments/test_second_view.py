@@ -1,5 +1,6 @@
 """Two networks with a view each: what one sees the other does not, and a guess is told as it was made."""
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -121,3 +122,34 @@ def test_context_norm_on_the_logits_can_be_bayes_rule():
         layer.log_var.fill_(np.log(1 - layer.eps))
     logits, ids = torch.randn(32, 10, dtype=torch.float64), torch.arange(32) % 4
     torch.testing.assert_close(layer(logits, ids), combine(logits, ids, given))
+
+
+def test_domains_go_with_their_images():
+    data = load("photo-places")
+    ours, others = (halves(data, "left", ours=ours) for ours in (True, False))
+    np.testing.assert_array_equal(ours.train_domains, data.train_domains[::2])
+    np.testing.assert_array_equal(others.train_domains, data.train_domains[1::2])
+    np.testing.assert_array_equal(ours.test_domains, data.test_domains)
+
+
+def test_another_side_is_refused():
+    with pytest.raises(ValueError, match="side is 'top', expected left or right"):
+        halves(digits_at_16(), "top")
+
+
+def test_guesses_that_are_not_there_or_damaged_are_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(second_view, "GUESSES", tmp_path)
+    data = digits_at_16()
+    with pytest.raises(ValueError, match="no guesses at digits-16 .* left halves.*--dataset digits-16 --side left"):
+        second_view.kept_guesses(data, "left")
+    path, line = tmp_path / "digits-16-left.jsonl", {"type": "header", "data": data.checksum}
+    for text, message in [
+        ("", "is empty or cut short"),
+        (json.dumps(line)[:20], "is empty or cut short"),
+        (json.dumps(line) + "\n", "lacks train, test"),
+        (json.dumps({**line, "train": "zzzz", "test": "zzzz"}) + "\n", "train is not what `pack` writes"),
+        (json.dumps({**line, "train": 3, "test": 3}) + "\n", "train is not what `pack` writes"),
+    ]:
+        path.write_text(text)
+        with pytest.raises(ValueError, match=f"{path.name}.* {message}"):
+            second_view.kept_guesses(data, "left")

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import typer
+from typer.testing import CliRunner
 
 from cnlib.data.digits import digits_at_16
 from cnlib.training.records import read_lines, unpack
@@ -27,4 +28,17 @@ def test_a_set_that_is_not_there_is_wrong_usage(tmp_path):
         guesses.ship("nonsense", out=tmp_path)
     with pytest.raises(typer.BadParameter, match="'top': expected left or right"):
         guesses.ship("digits", "top", out=tmp_path)
+    with pytest.raises(typer.BadParameter, match="an image of at least 8 pixels"):
+        guesses.ship("digits", out=tmp_path)  # halves of 8 pixels
+    with pytest.raises(typer.BadParameter, match="epochs"):
+        guesses.ship("digits-16", epochs=0, out=tmp_path)
     assert not [*tmp_path.iterdir()]
+
+
+def test_a_folder_that_is_a_file_is_refused_before_anything_is_trained(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    app = typer.Typer()
+    app.command()(guesses.ship)
+    monkeypatch.setattr("cnlib.data.load", lambda name: pytest.fail("data were asked for"))
+    found = CliRunner().invoke(app, ["--out", str(tmp_path / "file")])
+    assert found.exit_code == 2 and "file' is a file: expected" in " ".join(found.output.replace("│", "").split())

@@ -3,6 +3,7 @@
 import itertools
 import math
 import time
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -265,3 +266,30 @@ def test_contexts_may_differ_in_their_means_or_in_their_scales_alone(place):
         # what all contexts share is learned
         assert abs(mean).max() > 0 and abs(var - 1).max() > 0
     assert differ == {"": [True, True], "-means": [True, False], "-scales": [False, True]}
+
+
+@pytest.mark.parametrize("method", ["mode-4", "gated-4", "gated-4-hard", "gated-4-kmeans"])
+def test_gates_are_read_on_logits_too(method):
+    one = trainer(method, placement=("logits",), epochs=1)
+    found = one.run_epoch()
+    assert 1 <= found["gate_number"] <= 4 and first_layer(one.model, one.config).num_features == one.num_classes
+
+
+def test_domains_are_matched_with_gates_where_there_are_many():
+    """Twelve factorial are too many ways to try."""
+    owner = np.random.default_rng(0).permutation(12)
+    domains = np.arange(60) % 12
+    gates = torch.eye(12, dtype=torch.float64)[torch.from_numpy(owner[domains])]
+    assert gate_readings(gates, domains, domains)["gate_agreement"] == 1
+
+
+def test_what_a_layer_learned_about_logits_is_not_taken_for_colors():
+    data = fetch("digits+inverse-digits").subset(120, 60)
+    images = {f"{part}_images": getattr(data, f"{part}_images").repeat(3, 3) for part in ("train", "test")}
+    labels = {f"{part}_labels": getattr(data, f"{part}_labels") % 3 for part in ("train", "test")}
+    three = replace(data, **images, **labels, classes=("a", "b", "c"))  # as many as channels
+    for placement, kept in ((("logits",), False), (("input", "logits"), True)):
+        changes = {"placement": placement, "epochs": 1, "contexts": "random", "num_contexts": 4}
+        config = context_ablation.config("cn-channels-random-10", 0, "smoke", **changes)
+        config = replace(config, train_size=None, test_size=None)
+        assert ("learned_mean" in train(config, data=three, progress=False).final) == kept
