@@ -74,44 +74,6 @@ def matched(ids: np.ndarray, others: np.ndarray, k: int) -> tuple[float, np.ndar
     return float((ids == names[others]).mean()), names[others]
 
 
-def most_matched(table: np.ndarray) -> int:
-    """Largest sum of a table (R, C) of counts, R at most C, with one cell from each row and none of two from a column.
-
-    By augmenting paths that are shortest under row and column potentials, O(R^2 C): all ways to choose are too many
-    from ten rows on, and scipy, which `matched` takes, is not what training needs. Source: Jonker and Volgenant (1987).
-    """
-    cost = -np.asarray(table, dtype=np.int64)
-    rows, columns = cost.shape
-    if rows > columns:
-        raise ValueError(
-            f"most_matched: a table of {rows} rows and {columns} columns, expected as many columns or more"
-        )
-    of_row, of_column = np.zeros(rows, np.int64), np.zeros(columns, np.int64)  # potentials
-    taken = np.full(columns, -1)  # by which row
-    far = np.iinfo(np.int64).max // 2
-    for start in range(rows):
-        distance, before = np.full(columns, far), np.full(columns, -1)
-        done = np.zeros(columns, bool)
-        row, column, so_far = start, -1, 0
-        while row >= 0:  # until a column that is free
-            through = so_far + cost[row] - of_row[row] - of_column
-            closer = ~done & (through < distance)
-            distance[closer], before[closer] = through[closer], column
-            column = int(np.where(done, far, distance).argmin())
-            so_far, done[column] = distance[column], True
-            row = int(taken[column])
-        reached = done & (taken >= 0)
-        of_row[taken[reached]] += so_far - distance[reached]
-        of_row[start] += so_far
-        of_column[done] -= so_far - distance[done]
-        while column >= 0:
-            previous = int(before[column])
-            taken[column] = start if previous < 0 else taken[previous]
-            column = previous
-    chosen = taken >= 0
-    return int(-cost[taken[chosen], chosen.nonzero()[0]].sum())
-
-
 def contingency(ids: np.ndarray, others: np.ndarray, k: int, c: int) -> np.ndarray:
     """Counts (k, c) of each pair."""
     k, c = whole_number("k", k, least=1), whole_number("c", c, least=1)

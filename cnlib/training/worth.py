@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from typing import Any
 
 import numpy as np
@@ -12,7 +14,7 @@ from torch.nn import functional as F
 from cnlib.contexts import LABEL_GROUPS, CorruptedContexts, SuperclassContexts
 from cnlib.contexts.bayes import combine
 from cnlib.contexts.kmeans import Clusters
-from cnlib.contexts.quality import contingency, most_matched, mutual_information
+from cnlib.contexts.quality import contingency, mutual_information
 from cnlib.data import ImageData
 from cnlib.norm.gate import effective_number, entropy, imbalance
 from cnlib.norm.index_sets import samples
@@ -32,6 +34,7 @@ from cnlib.training.starts import first_inputs, start_from
 from cnlib.training.told import Told
 from cnlib.training.trainer import TASKS, Trainer
 
+MOST_PAIRINGS = 5040  # of domains with gates, all of which are tried: seven of each
 RATES = (0.0, 0.25, 0.5, 0.75, 1.0)  # at which contexts made from labels are wrong
 # pooled features (N, D) of the training and the test images, by the network that made them and its data
 FEATURES: dict[tuple[Config, str], tuple[np.ndarray, np.ndarray]] = {}
@@ -50,7 +53,8 @@ class Worth(Told):
     Recorded after each epoch, of a layer with gates, over the test images: "gate_number", the exponential of the
     entropy of their mean; "gate_entropy", their mean entropy in nats; "gate_class_bits", mutual information of the
     largest gate and the class; where there are domains "gate_domain_bits", and "gate_agreement", the share of images
-    whose largest gate is that of their domain, with a gate of its own for each domain, chosen for the largest share.
+    whose largest gate is that of their domain, with a gate of its own for each domain, chosen for the largest share
+    among all pairings, if there are not too many.
 
     Recorded at the end, under statistics that are re-estimated on the training images with their own contexts:
     told a context, "test_shuffled_reestimated", contexts of other images, and "test_constant_accuracy", a number for
@@ -243,8 +247,11 @@ def gate_readings(gates: Tensor, labels: np.ndarray, domains: np.ndarray | None 
         count = int(domains.max()) + 1
         table = contingency(largest, domains, k, count)
         found["gate_domain_bits"] = mutual_information(table)
-        if count <= k:
-            found["gate_agreement"] = float(most_matched(table.T) / len(gates))
+        if count <= k and math.perm(k, count) <= MOST_PAIRINGS:
+            pairings = (
+                sum(table[gate, d] for d, gate in enumerate(p)) for p in itertools.permutations(range(k), count)
+            )
+            found["gate_agreement"] = float(max(pairings) / len(gates))
     return found
 
 

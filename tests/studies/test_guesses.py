@@ -41,4 +41,4 @@ def test_a_folder_that_is_a_file_is_refused_before_anything_is_trained(tmp_path,
     app.command()(guesses.ship)
     monkeypatch.setattr("cnlib.data.load", lambda name: pytest.fail("data were asked for"))
     found = CliRunner().invoke(app, ["--out", str(tmp_path / "file")])
-    assert found.exit_code == 2 and "file' is a file: expected" in " ".join(found.output.replace("│", "").split())
+    assert found.exit_code == 2 and "is a file: expected" in " ".join(found.output.replace("│", "").split())

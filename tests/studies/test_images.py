@@ -7,7 +7,6 @@ from dataclasses import asdict
 
 import numpy as np
 import pytest
-from scipy.optimize import linear_sum_assignment
 
 from cnlib import contexts, data
 from cnlib.contexts import quality
@@ -132,13 +131,3 @@ def test_records_in_the_package_are_small_and_whole(dataset, profile):
 def test_records_of_another_data_set_are_named():
     with pytest.raises(ValueError, match="there are cifar10, cifar100"):
         mixture_record("mnist")
-
-
-def test_the_largest_matching_is_scipys():
-    rng = np.random.default_rng(0)
-    for _ in range(100):
-        rows = rng.integers(1, 8)
-        table = rng.integers(0, rng.choice([2, 1000]), (rows, rng.integers(rows, 10)))
-        assert quality.most_matched(table) == table[linear_sum_assignment(-table)].sum()
-    with pytest.raises(ValueError, match="4 rows and 3 columns, expected as many columns or more"):
-        quality.most_matched(np.ones((4, 3)))
