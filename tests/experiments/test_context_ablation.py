@@ -6,9 +6,11 @@ import pytest
 from cnlib import results
 from cnlib.experiments import EXPERIMENTS
 from cnlib.experiments.context_ablation import EVEN, FOUND, PRIMARY, STARTED
+from cnlib.results import contrasts
 from cnlib.sweeps import sweep
 from cnlib.training.loop import fetch
 from cnlib.training.worth import RATES
+from studies import labels
 
 WORTH = EXPERIMENTS["context_ablation"]
 CONFIGS = {name: [*WORTH.configs(name, "reduced").values()] for name in WORTH.sweeps}
@@ -98,8 +100,10 @@ def test_a_contrast_is_made_of_its_two_readings(tmp_path, monkeypatch):
         if c.method in ("bn", "cn-channels-label-2")
     }
     sweep(configs, tmp_path, progress=False)
-    runs, truth = results.load(tmp_path), fetch("digits+inverse-digits").subset(200, 100).test_labels
-    monkeypatch.setattr("cnlib.results.contrasts.labels", lambda dataset, size, domain: truth)
+    runs = results.load(tmp_path)
+    for module in (labels, contrasts):
+        monkeypatch.setattr(module, "LABELS", tmp_path)
+    labels.ship(["digits+inverse-digits"], 100)
     asked = PRIMARY["2 contexts from the label, 0% corrupted, minus Bayes' rule"]
     found = results.contrast(runs, asked.pairs, asked.readings)
     by = {(run.config.method, run.config.seed): run.final for run in runs}
