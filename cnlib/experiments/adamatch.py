@@ -12,9 +12,9 @@ Below the paper's size the target is `svhn_test10k`: the first 10,000 images of 
 project cut into 7,000 for training and 3,000 for testing; its accuracies are not those of SVHN's test set, and always
 answering "1" scores 20.2 %.
 
-table-4     networks without context (`bn`, and without a target `source-only`); CN told the domain, and with one or a
-            random context; `fixed`, CN with each domain's own mean and variance, taken from data and not learned; `in`,
-            instance norm of the image; `dsbn`, a batch norm a domain in every place
+table-4     networks without context (`bn`); CN told the domain, and with one or a random context; `fixed`, CN with each
+            domain's own mean and variance, taken from data and not learned; `in`, instance norm of the image; `dsbn`, a
+            batch norm a domain in every place; `-source-only`, of three of these, is trained without a target
 keras-rows  the program of the tables with one difference put right (`bn-keras-alignment-repaired`), and AdaMatch with
             one made (`bn-alignment-spoiled`)
 """
@@ -70,6 +70,8 @@ METHODS: dict[str, Fields] = {
     "in": {"norm": "in"},
     "dsbn": {**BN, "options": {"separate": True}},
     "source-only": {**BN, "options": {"adapt": False}},
+    "in-source-only": {"norm": "in", "options": {"adapt": False}},
+    "cn-random-source-only": {"norm": "cn", "contexts": "random", "options": {"adapt": False}},
 }
 # the authors' CN stands in the place of the division by 255
 KERAS: dict[str, Fields] = {
