@@ -150,6 +150,6 @@ def test_guesses_that_are_not_there_or_damaged_are_named(tmp_path, monkeypatch):
         (json.dumps({**line, "train": "zzzz", "test": "zzzz"}) + "\n", "train is not what `pack` writes"),
         (json.dumps({**line, "train": 3, "test": 3}) + "\n", "train is not what `pack` writes"),
     ]:
-        path.write_text(text)
+        path.write_text(text, encoding="utf-8")
         with pytest.raises(ValueError, match=f"{path.name}.* {message}"):
             second_view.kept_guesses(data, "left")

@@ -48,7 +48,7 @@ def test_labels_that_were_written_anew_are_read_anew(tmp_path, monkeypatch):
 @pytest.mark.parametrize("text", ["", '{"type": "hea', '{"type": "header", "data": "sum", "labels": "zzzz"}\n'])
 def test_damaged_labels_are_named(tmp_path, monkeypatch, text):
     monkeypatch.setattr(contrasts, "LABELS", tmp_path)
-    (tmp_path / "some-all.jsonl").write_text(text)
+    (tmp_path / "some-all.jsonl").write_text(text, encoding="utf-8")
     with pytest.raises(ValueError, match=r"some-all\.jsonl.*restore or remove the record"):
         contrasts.labels("some", None)
 
