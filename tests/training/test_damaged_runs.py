@@ -102,7 +102,7 @@ def test_every_recorded_run_has_its_checksum():
 
 
 def test_a_record_of_an_older_version_is_read_without_a_checksum(record):
-    record.write_text("".join(json.dumps(line) + "\n" for line in (HEADER, *EPOCHS, FINAL)))
+    record.write_text("".join(json.dumps(line) + "\n" for line in (HEADER, *EPOCHS, FINAL)), encoding="utf-8")
     assert read(record).status == "finished"
 
 
