@@ -14,6 +14,7 @@ import itertools
 import math
 import statistics
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from typing import Any
@@ -79,6 +80,7 @@ def layers(shape: tuple[int, ...], gradient: str) -> Iterator[tuple[str, nn.Modu
     yield "GatedContextNorm", cnlib.GatedContextNorm(c, K, **g), ()
     yield "ExemplarNorm", cnlib.ExemplarNorm(c, **g), ()
     if gradient == "autograd":
+        yield "nn.BatchNorm2d", nn.BatchNorm2d(c), ()
         yield "MixtureNorm, naive K copies", NaiveMixtureNorm(), (tau,)
         with suppress(ImportError):
             yield "authors' ContextNorm", AuthorsContextNorm(), (ids,)
@@ -147,12 +149,14 @@ def peak_bytes(step: Step, device: torch.device) -> int:
 
 
 class Beside:
-    """nn.BatchNorm2d on x of one shape, beside which the others are measured. budget: seconds of timing for each."""
+    """nn.BatchNorm2d on x of one shape, beside which the others are measured. budget: seconds of timing for each;
+    depth: how many in a row."""
 
-    def __init__(self, shape: tuple[int, ...], device: torch.device, budget: float) -> None:
+    def __init__(self, shape: tuple[int, ...], device: torch.device, budget: float, depth: int = 1) -> None:
         torch.manual_seed(0)
         self.x, self.grad = torch.randn(shape, device=device, requires_grad=True), torch.randn(shape, device=device)
-        self.budget, native, target = budget, nn.BatchNorm2d(shape[1]).to(device), torch.empty_like(self.grad)
+        self.budget, target = budget, torch.empty_like(self.grad)
+        native = in_a_row(lambda: nn.BatchNorm2d(shape[1]), depth).to(device)
         self.step = step_of(native, self.x, (), self.grad)
         self.kept, self.peak = kept_bytes(lambda: native(self.x), self.x), peak_bytes(self.step, device)
         self.copy_ratio, _ = time_ratio(lambda: target.copy_(self.grad), self.step, budget)
@@ -168,6 +172,23 @@ class Beside:
             "native_kept_bytes": self.kept,
             "peak_ratio": peak_bytes(step, self.x.device) / self.peak,
         }
+
+
+def in_a_row(make: Callable[[], nn.Module], depth: int) -> nn.Module:
+    return make() if depth == 1 else nn.Sequential(*(make() for _ in range(depth)))
+
+
+def starts(shape: tuple[int, ...], device: torch.device, budget: float) -> Iterator[dict[str, Any]]:
+    """What a compiled step pays for being started: BN eight in a row, one graph, beside eight native ones run eager; and
+    BN alone where the compiler no longer checks that its input is what it was compiled for."""
+    about = {"gradient": "manual", "compiled": True, "shape": list(shape)}
+    for name, depth, skip in (("BatchNorm, 8 in a row", 8, False), ("BatchNorm, unguarded", 1, True)):
+        torch.compiler.reset()
+        beside = Beside(shape, device, budget, depth)
+        layer = torch.compile(in_a_row(lambda: cnlib.BatchNorm(shape[1]), depth).to(device))
+        step_of(layer, beside.x, (), beside.grad)()
+        with torch.compiler.set_stance(skip_guard_eval_unsafe=skip):
+            yield {"layer": name, **about, **beside.measure(layer, ())}
 
 
 def run(
@@ -195,12 +216,18 @@ def run(
                 layer, extra = layer.to(device), tuple(tensor.to(device) for tensor in extra)
                 found = beside.measure(torch.compile(layer) if compiled else layer, extra)
                 rows.append({"layer": name, "gradient": gradient, "compiled": compiled, "shape": list(shape), **found})
+        if shape == SHAPES[0] and not names:
+            rows += starts(shape, device, budget)
     return rows
 
 
 def summarize(rows: list[dict[str, Any]]) -> str:
     """Geometric means of the time ratios over the shapes, one line a layer and mode."""
     shapes = list(dict.fromkeys(tuple(row["shape"]) for row in rows))
+    # what was measured on one of several shapes has no mean over them
+    counts = Counter(row["layer"] for row in rows)
+    few = [row for row in rows if counts[row["layer"]] < len(shapes)]
+    rows = [row for row in rows if row not in few]
     head = [f"{'x'.join(map(str, s)):>14}" for s in shapes]
     lines = [f"{'time / nn.BatchNorm2d':<46}{''.join(head)}{'geo. mean':>11}{'kept':>10}{'peak':>7}"]
     modes = dict.fromkeys((r["compiled"], r["gradient"], r["layer"]) for r in rows)
@@ -213,5 +240,6 @@ def summarize(rows: list[dict[str, Any]]) -> str:
         mean = math.exp(statistics.fmean(map(math.log, ratios)))
         line = "".join(f"{r:>14.2f}" for r in ratios)
         lines.append(f"{label:<46}{line}{mean:>11.2f}{extra:>+8.0f} K{peak:>7.2f}")
+    lines += [f"{row['layer']}, {'x'.join(map(str, row['shape']))}: {row['time_ratio']:.2f}" for row in few]
     lines.append("kept: most kept for the backward beyond nn.BatchNorm2d over the shapes; peak: ratio, geometric mean")
     return "\n".join(lines)

@@ -80,6 +80,18 @@ def sum_squares(x: Tensor) -> Tensor:
     return sum(parts[1:], parts[0])
 
 
+def sums_with(g: Tensor, z: Tensor, unit: Tensor) -> tuple[Tensor, Tensor]:
+    """Sums of g and of g z over the last axis, which stays with size 1.
+
+    g, z: one shape; unit: positive, one value a channel. Compiled, g is read once for both: counted in a unit that
+    varies with the channel, the two sums are loops over the same axes, which the compiler fuses.
+    """
+    if torch.compiler.is_compiling():
+        h = g * unit
+        return h.sum(-1, keepdim=True) / unit, (h * z).sum(-1, keepdim=True) / unit
+    return g.sum(-1, keepdim=True), (g * z).sum(-1, keepdim=True)
+
+
 def no_autocast(x: Tensor) -> AbstractContextManager[object]:
     """Keep matrix products of statistics in the type of their inputs; the meta device knows no autocast."""
     return nullcontext() if x.device.type == "meta" else torch.autocast(x.device.type, enabled=False)

@@ -19,6 +19,7 @@ from cnlib.norm.arithmetic import (
     of_nothing,
     positions,
     sum_squares,
+    sums_with,
     wide_type,
     widen,
 )
@@ -80,10 +81,17 @@ def _center(x: Tensor, axes: tuple[int, ...]) -> tuple[Tensor, Tensor, int, Tens
     x = widen(x)
     # positions first, so that long sums are short sums of short sums
     lead = axes[:-1]
-    mean = x.mean(-1, keepdim=True).mean(lead, keepdim=True)
+    if torch.compiler.is_compiling():
+        # one pass over x: each row of positions is still in the cache when its scatter about its own mean is summed
+        own = x.mean(-1, keepdim=True)
+        mean = own.mean(lead, keepdim=True)
+        scatter = sum_squares(x - own) + (own - mean).square() * x.shape[-1]
+        m = _size(x, axes)
+        return mean, scatter.sum(lead, keepdim=True) / m, m, x - mean
+    m = _size(x, axes)
+    mean = x.sum(-1, keepdim=True).sum(lead, keepdim=True) / m
     # two passes: E[x^2] - E[x]^2 loses every digit when |mean| >> std
     centered = x - mean
-    m = _size(x, axes)
     return mean, sum_squares(centered).sum(lead, keepdim=True) / m, m, centered
 
 
@@ -129,21 +137,22 @@ class Standardize(torch.autograd.Function):
     @staticmethod
     def backward(ctx, g, g_mean, g_var, _):  # type: ignore[no-untyped-def]
         x, weight, mean, var = ctx.saved_tensors
-        lead, m = ctx.axes[:-1], _size(x, ctx.axes)
+        axes, m = ctx.axes, _size(x, ctx.axes)
         rstd = (var + ctx.eps).rsqrt()  # (1, G, 1, 1) over BATCH, (N, G, 1, 1) over SAMPLE; so are mean, var
+        scale = rstd if weight is None else rstd * weight  # rstd, or with D for its third axis
         g = torch.zeros_like(x, dtype=mean.dtype) if g is None else widen(g)  # (N, G, D, L)
 
         # all other sums are sums of these two
-        centered, h = widen(x) - mean, g * rstd  # (N, G, D, L)
-        sum_h = h.sum(-1, keepdim=True)  # (N, G, D, 1)
-        sum_hc = (h * centered).sum(-1, keepdim=True)  # (N, G, D, 1)
-        d_weight = sum_hc.sum(0, keepdim=True) if ctx.needs_input_grad[1] else None  # (1, G, D, 1)
-        d_bias = (sum_h / rstd).sum(0, keepdim=True) if ctx.needs_input_grad[2] else None  # (1, G, D, 1)
-        if weight is not None:
-            sum_h, sum_hc = sum_h * weight, sum_hc * weight
+        centered = widen(x) - mean  # (N, G, D, L)
+        sum_g, sum_gc = sums_with(g, centered, rstd)  # (N, G, D, 1)
+        if 0 in axes:
+            sum_g, sum_gc = sum_g.sum(0, keepdim=True), sum_gc.sum(0, keepdim=True)  # (1, G, D, 1)
+        by_channel = (1, *x.shape[1:3], 1)
+        d_weight = (sum_gc * rstd).sum_to_size(by_channel) if ctx.needs_input_grad[1] else None  # (1, G, D, 1)
+        d_bias = sum_g.sum_to_size(by_channel) if ctx.needs_input_grad[2] else None  # (1, G, D, 1)
 
-        d_mean = -sum_h.sum(lead, keepdim=True)  # as mean
-        d_var = -0.5 * rstd**2 * sum_hc.sum(lead, keepdim=True)  # as var
+        d_mean = -(sum_g * scale).sum_to_size(mean.shape)  # as mean
+        d_var = (sum_gc * scale).sum_to_size(mean.shape) * rstd.square() * -0.5  # as var
         if g_mean is not None:
             d_mean = d_mean + g_mean
         if g_var is not None:
@@ -151,8 +160,7 @@ class Standardize(torch.autograd.Function):
         if ctx.group is not None:
             # B_i runs over all processes, and so do m and the two sums
             d_mean, d_var, m = total(ctx.group, d_mean, d_var, mean.new_full((1,), m))
-        through_moments = affine_(centered, 2 * d_var / m, d_mean / m)  # (N, G, D, L)
-        dx = through_moments + h if weight is None else add_product_(through_moments, h, weight)
+        dx = add_product_(affine_(centered, d_var * (2 / m), d_mean / m), g, scale)  # (N, G, D, L)
         return narrow(dx, x.dtype), d_weight, d_bias, None, None, None
 
 

@@ -89,8 +89,8 @@ class Norm(nn.modules.batchnorm._NormBase):
             return  # an empty batch has no moments
         assert self.running_mean is not None and self.running_var is not None
         unbiased = var * (m / (m - 1))
-        move(self.running_mean, (1 - rate) * self.running_mean + rate * mean, type(self).__name__)
-        move(self.running_var, (1 - rate) * self.running_var + rate * unbiased, type(self).__name__)
+        for running, value in ((self.running_mean, mean), (self.running_var, unbiased)):
+            move(running, torch.lerp(running.to(value.dtype), value, rate), type(self).__name__)
 
     def normalize_running(self, x: Tensor) -> Tensor:
         """x (N, C, *) standardized with the running moments: a fixed affine map."""

@@ -17,6 +17,7 @@ from cnlib.norm.arithmetic import (
     narrow,
     of_nothing,
     positions,
+    sums_with,
     wide_type,
     widen,
 )
@@ -117,9 +118,14 @@ class MixtureStandardize(torch.autograd.Function):
         shifted = x - center[:, None]  # (N, C, L)
         offset = mean - center  # (K, C)
 
-        sum_g = collect(tau, g)  # (K, C)
-        q = collect(tau, g * shifted) - offset * sum_g  # (K, C)
-        d_weight, d_bias = (q * scale).sum(0), g.sum((0, 2))  # (C,)
+        if tau.shape[2] == 1:
+            # one row of tau a sample: of its positions all sums need these two
+            rows_g, rows_q = sums_with(g, shifted, (1 + var[0]).rsqrt()[:, None])  # (N, C, 1)
+        else:
+            rows_g, rows_q = g, g * shifted  # (N, C, L)
+        sum_g = collect(tau, rows_g)  # (K, C)
+        q = collect(tau, rows_q) - offset * sum_g  # (K, C)
+        d_weight, d_bias = (q * scale).sum(0), rows_g.sum((0, 2))  # (C,)
         sum_g, q = sum_g * weight, q * weight
         d_mean = -scale * sum_g  # (K, C)
         d_var = -0.5 * q * scale / (var + ctx.eps)  # (K, C)
