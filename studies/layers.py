@@ -179,8 +179,8 @@ def in_a_row(make: Callable[[], nn.Module], depth: int) -> nn.Module:
 
 
 def starts(shape: tuple[int, ...], device: torch.device, budget: float) -> Iterator[dict[str, Any]]:
-    """What a compiled step pays for being started: BN eight in a row, one graph, beside eight native ones run eager; and
-    BN alone where the compiler no longer checks that its input is what it was compiled for."""
+    """What a compiled step pays for being started: BN eight in a row, one graph, beside eight native ones run eager;
+    and BN alone where the compiler no longer checks that its input is what it was compiled for."""
     about = {"gradient": "manual", "compiled": True, "shape": list(shape)}
     for name, depth, skip in (("BatchNorm, 8 in a row", 8, False), ("BatchNorm, unguarded", 1, True)):
         torch.compiler.reset()
