@@ -90,7 +90,8 @@ class Norm(nn.modules.batchnorm._NormBase):
         assert self.running_mean is not None and self.running_var is not None
         unbiased = var * (m / (m - 1))
         for running, value in ((self.running_mean, mean), (self.running_var, unbiased)):
-            move(running, torch.lerp(running.to(value.dtype), value, rate), type(self).__name__)
+            wide = torch.promote_types(running.dtype, value.dtype)  # neither loses digits
+            move(running, torch.lerp(running.to(wide), value.to(wide), rate), type(self).__name__)
 
     def normalize_running(self, x: Tensor) -> Tensor:
         """x (N, C, *) standardized with the running moments: a fixed affine map."""
