@@ -1,5 +1,7 @@
 """BatchNorm against finite differences, torch.nn.BatchNorm and the identities of chapter 2."""
 
+from functools import partial
+
 import pytest
 import torch
 from cases import (
@@ -165,3 +167,12 @@ def test_one_value_per_channel_is_fine_in_eval():
 def test_bad_options_are_named(options):
     with pytest.raises(ValueError, match="expected"):
         cnlib.BatchNorm(**options)
+
+
+@pytest.mark.parametrize("make", [cnlib.BatchNorm, partial(cnlib.InstanceNorm, track_running_stats=True)])
+def test_wide_running_moments_keep_their_digits(make):
+    """float64 buffers move in float64, also towards the moments of a float32 batch."""
+    layer = make(1, dtype=torch.float64)
+    layer.running_mean.fill_(1 / 3)
+    layer(torch.zeros(4, 1, 2))
+    assert layer.running_mean.item() == pytest.approx(0.9 / 3, abs=1e-15)
