@@ -87,6 +87,8 @@ def sums_with(g: Tensor, z: Tensor, unit: Tensor) -> tuple[Tensor, Tensor]:
     varies with the channel, the two sums are loops over the same axes, which the compiler fuses.
     """
     if torch.compiler.is_compiling():
+        # one of 0 or infinity, from a variance that overflows or eps 0, would make every sum a NaN
+        unit = unit.clamp(1e-18, 1e18)
         h = g * unit
         return h.sum(-1, keepdim=True) / unit, (h * z).sum(-1, keepdim=True) / unit
     return g.sum(-1, keepdim=True), (g * z).sum(-1, keepdim=True)

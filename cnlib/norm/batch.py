@@ -85,7 +85,9 @@ def _center(x: Tensor, axes: tuple[int, ...]) -> tuple[Tensor, Tensor, int, Tens
         # one pass over x: each row of positions is still in the cache when its scatter about its own mean is summed
         own = x.mean(-1, keepdim=True)
         mean = own.mean(lead, keepdim=True)
-        scatter = sum_squares(x - own) + (own - mean).square() * x.shape[-1]
+        within, between = x - own, own - mean
+        # far from 0 rounding moves own, and the sum of within is then not 0
+        scatter = sum_squares(within) + between * (2 * within.sum(-1, keepdim=True) + between * x.shape[-1])
         m = _size(x, axes)
         return mean, scatter.sum(lead, keepdim=True) / m, m, x - mean
     m = _size(x, axes)

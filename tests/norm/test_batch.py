@@ -176,3 +176,28 @@ def test_wide_running_moments_keep_their_digits(make):
     layer.running_mean.fill_(1 / 3)
     layer(torch.zeros(4, 1, 2))
     assert layer.running_mean.item() == pytest.approx(0.9 / 3, abs=1e-15)
+
+
+@pytest.mark.parametrize(("eps", "values"), [(1e-5, (1e30, 1.0)), (0.0, (2.0, 2.0))], ids=["overflow", "no spread"])
+def test_compiled_sums_are_finite_where_eager_ones_are(eps, values):
+    """Compiled, the sums of the backward are counted in a unit of each channel: one of 0 or infinity is none."""
+    x = torch.stack([torch.randn(4), torch.tensor(values).repeat(2)], 1)
+    g = torch.randn(4, 2)
+    layer = cnlib.BatchNorm(2, eps=eps)
+    torch.compiler.reset()
+    # traced as for any compiler; no code is generated
+    for call in (layer, torch.compile(layer, backend="aot_eager")):
+        layer.zero_grad()
+        call(x).backward(g)
+        torch.testing.assert_close(layer.bias.grad, g.sum(0))
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_variance_far_from_zero(backend):
+    """Compiled, the scatter is taken about the mean of each row: what rounding does to that mean is put right."""
+    x = torch.randn(64, 4, 49, generator=torch.Generator().manual_seed(0)) + 1e4
+    layer = cnlib.BatchNorm(4, momentum=1.0)
+    torch.compiler.reset()
+    (layer if backend == "eager" else torch.compile(layer, backend=backend))(x)
+    expected = x.double().var((0, 2))
+    assert ((layer.running_var - expected) / expected).abs().max() < 6e-6
