@@ -227,7 +227,7 @@ def summarize(rows: list[dict[str, Any]]) -> str:
     # what was measured on one of several shapes has no mean over them
     counts = Counter(row["layer"] for row in rows)
     few = [row for row in rows if counts[row["layer"]] < len(shapes)]
-    rows = [row for row in rows if row not in few]
+    rows = [row for row in rows if counts[row["layer"]] >= len(shapes)]
     head = [f"{'x'.join(map(str, s)):>14}" for s in shapes]
     lines = [f"{'time / nn.BatchNorm2d':<46}{''.join(head)}{'geo. mean':>11}{'kept':>10}{'peak':>7}"]
     modes = dict.fromkeys((r["compiled"], r["gradient"], r["layer"]) for r in rows)

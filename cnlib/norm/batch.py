@@ -80,7 +80,7 @@ def _center(x: Tensor, axes: tuple[int, ...]) -> tuple[Tensor, Tensor, int, Tens
     """Mean, variance and m of this process's x, and x - mean."""
     x = widen(x)
     # positions first, so that long sums are short sums of short sums
-    lead = axes[:-1]
+    lead, m = axes[:-1], _size(x, axes)
     if torch.compiler.is_compiling():
         # one pass over x: each row of positions is still in the cache when its scatter about its own mean is summed
         own = x.mean(-1, keepdim=True)
@@ -88,9 +88,7 @@ def _center(x: Tensor, axes: tuple[int, ...]) -> tuple[Tensor, Tensor, int, Tens
         within, between = x - own, own - mean
         # far from 0 rounding moves own, and the sum of within is then not 0
         scatter = sum_squares(within) + between * (2 * within.sum(-1, keepdim=True) + between * x.shape[-1])
-        m = _size(x, axes)
         return mean, scatter.sum(lead, keepdim=True) / m, m, x - mean
-    m = _size(x, axes)
     mean = x.sum(-1, keepdim=True).sum(lead, keepdim=True) / m
     # two passes: E[x^2] - E[x]^2 loses every digit when |mean| >> std
     centered = x - mean
@@ -139,7 +137,7 @@ class Standardize(torch.autograd.Function):
     @staticmethod
     def backward(ctx, g, g_mean, g_var, _):  # type: ignore[no-untyped-def]
         x, weight, mean, var = ctx.saved_tensors
-        axes, m = ctx.axes, _size(x, ctx.axes)
+        m = _size(x, ctx.axes)
         rstd = (var + ctx.eps).rsqrt()  # (1, G, 1, 1) over BATCH, (N, G, 1, 1) over SAMPLE; so are mean, var
         scale = rstd if weight is None else rstd * weight  # rstd, or with D for its third axis
         g = torch.zeros_like(x, dtype=mean.dtype) if g is None else widen(g)  # (N, G, D, L)
@@ -147,7 +145,7 @@ class Standardize(torch.autograd.Function):
         # all other sums are sums of these two
         centered = widen(x) - mean  # (N, G, D, L)
         sum_g, sum_gc = sums_with(g, centered, rstd)  # (N, G, D, 1)
-        if 0 in axes:
+        if 0 in ctx.axes:
             sum_g, sum_gc = sum_g.sum(0, keepdim=True), sum_gc.sum(0, keepdim=True)  # (1, G, D, 1)
         by_channel = (1, *x.shape[1:3], 1)
         d_weight = (sum_gc * rstd).sum_to_size(by_channel) if ctx.needs_input_grad[1] else None  # (1, G, D, 1)

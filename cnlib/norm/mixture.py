@@ -120,7 +120,8 @@ class MixtureStandardize(torch.autograd.Function):
 
         if tau.shape[2] == 1:
             # one row of tau a sample: of its positions all sums need these two
-            rows_g, rows_q = sums_with(g, shifted, (1 + var[0]).rsqrt()[:, None])  # (N, C, 1)
+            unit = (1 + var[0]).rsqrt()[:, None]  # (C, 1), positive for an empty component and for eps 0 too
+            rows_g, rows_q = sums_with(g, shifted, unit)  # (N, C, 1)
         else:
             rows_g, rows_q = g, g * shifted  # (N, C, L)
         sum_g = collect(tau, rows_g)  # (K, C)

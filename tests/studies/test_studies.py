@@ -132,3 +132,13 @@ def test_one_layer_anew_leaves_the_others_as_they_were(tmp_path, monkeypatch):
 def test_a_layer_that_is_not_there_is_refused_by_name():
     with pytest.raises(ValueError, match="NoNorm: expected some of BatchNorm"):
         layers.run(names=["NoNorm"])
+
+
+def test_the_summary_has_no_mean_of_what_was_measured_on_one_shape():
+    row = {"gradient": "manual", "compiled": True, "kept_bytes": 0, "native_kept_bytes": 0, "peak_ratio": 1.0}
+    rows = [{"layer": "BatchNorm", "shape": [2, 3, size, size], "time_ratio": size / 4, **row} for size in (4, 16)]
+    rows.append({"layer": "BatchNorm, unguarded", "shape": [2, 3, 4, 4], "time_ratio": 1.25, **row})
+    lines = layers.summarize(rows).splitlines()
+    # time on both shapes, its mean, kept, "K", peak
+    assert [line.split()[-6:-3] for line in lines if "compiled" in line] == [["1.00", "4.00", "2.00"]]
+    assert "BatchNorm, unguarded, 2x3x4x4: 1.25" in lines
