@@ -71,7 +71,7 @@ def run(layer: nn.Module, x: Tensor, *extra: Tensor) -> tuple[Tensor, Tensor, di
     x = leaf(x)
     layer.zero_grad()
     y = layer(x, *extra)
-    y.backward(double(tuple(y.shape), 99).to(y.dtype))
+    y.backward(double(tuple(y.shape), 99).to(y))
     assert x.grad is not None
     return y.detach(), x.grad, {n: p.grad for n, p in layer.named_parameters() if p.grad is not None}
 
