@@ -109,9 +109,7 @@ EXPERIMENT = Experiment(
         # the published steps and images at a quarter of the width, the most telling comparison first
         "long": (Grid(("bn", "cn-channels", "cn-channels-random", "mn"), on(CIFAR[::-1], RATES[:1]), ("narrow",)),),
         # which of the choices that the papers leave open could explain that their batch norm is ten points above ours?
-        "baseline": (
-            Grid(("bn",), on(CIFAR[1:], tuple(OPEN.values())), ("narrow", "paper")),
-        ),
+        "baseline": (Grid(("bn",), on(CIFAR[1:], tuple(OPEN.values())), ("narrow", "paper")),),
     },
     printed={
         "french_table_1": Printed("table-1", {"BN": "bn", "MN": "mn", "CN": "cn"}, smaller={TINY: TINY_32}),
