@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from cnlib.data import ImageData
-from cnlib.experiments.convnet import CIFAR, METHODS, PROFILES, PUBLISHED, K, on
+from cnlib.experiments.convnet import CIFAR, KERAS, METHODS, PROFILES, PUBLISHED, K, on
 from cnlib.norm import ContextNorm, MixtureNorm
 from cnlib.norm.gaussians import responsibilities
 from cnlib.sweeps.experiment import Experiment, Fields, Grid
@@ -93,7 +93,7 @@ CHANGES: dict[str, Fields] = {
     "AdamW, ten times the rate": {"optimizer": "adamw", "lr": 1e-2},
     "AdamW, the authors' decay": {"optimizer": "adamw-tfa"},
     "alpha 0.9, as in Keras": {"optimizer": "rmsprop-keras"},
-    "alpha 0.9, no momentum": {"optimizer": "rmsprop-keras", "momentum": 0.0},
+    "alpha 0.9, no momentum": KERAS,
 }
 SIGMA = tuple({**THIRD_OF_100, **change} for change in CHANGES.values())
 STARTS = tuple({**THIRD_OF_100, **start} for start in ({"start": "glorot"}, {"options": {"first_batch": True}}))

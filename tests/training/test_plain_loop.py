@@ -30,10 +30,8 @@ def test_the_engine_trains_as_a_plain_loop_does():
 
     x, labels = torch.from_numpy(digits.train_images).permute(0, 3, 1, 2).double(), torch.tensor(digits.train_labels)
     seen = torch.from_numpy(digits.test_images).permute(0, 3, 1, 2).double()
-    mean, scale = (
-        x.mean().float().double(),
-        1 / x.std(correction=0).float().double(),
-    )  # as the engine's
+    # the engine keeps both in float32
+    mean, scale = x.mean().float().double(), 1 / x.std(correction=0).float().double()
     x, seen = ((images - mean) * scale for images in (x, seen))
     optimizer = torch.optim.RMSprop(plain.parameters(), lr=1e-4, momentum=0.9, weight_decay=1e-4)
     order = torch.Generator().manual_seed(config.seed)
