@@ -2,7 +2,7 @@
 
     cnlib sweep sigma --profile reduced
 
-The network, data and sizes are those of `convnet`; chapter 9 reads the runs. Nothing here is printed in a paper.
+The network, data and sizes are those of `convnet`; chapter 9b reads the runs. Nothing here is printed in a paper.
 
 sigma        CN, and BN beside it, under optimizers that differ in one thing: momentum, the size of the first steps, the
              size of all steps, the decay
