@@ -5,7 +5,7 @@
 The network, data and sizes are those of `convnet`; chapter 9b reads the runs. Nothing here is printed in a paper.
 
 sigma        CN, and BN beside it, under optimizers that differ in one thing: momentum, the size of the first steps, the
-             size of all steps, the decay
+             size of all steps, the decay; and CN whose own parameters alone take shorter steps, or none
 start        CN from the authors' random start, and from the moments of a first batch
 scale        MN and its controls, and BN whose output has MN's scale
 without-ids  CN read with wrong ids, and without any
@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -35,10 +36,18 @@ class Probe(Trainer):
     """Classification with one cause changed, and readings that tell what a layer does.
 
     first_batch: context norm starts from the moments of a first batch. gain: a constant by which the layer's output is
-    multiplied.
+    multiplied. own_rate: the rate of the layer's own parameters, as a share of the others'; 0 leaves them where they are.
     """
 
-    OPTIONS = {"first_batch": False, "gain": 1.0}
+    OPTIONS = {"first_batch": False, "gain": 1.0, "own_rate": 1.0}
+
+    def parameters(self) -> Iterable[Any]:
+        if (share := self.options["own_rate"]) == 1:
+            return super().parameters()
+        own = list(first_layer(self.model, self.config).parameters())
+        names = {id(p) for p in own}
+        others = [p for p in self.model.parameters() if id(p) not in names]
+        return [{"params": others}, {"params": own, "factor": share}]
 
     def setup(self, data: ImageData) -> None:
         super().setup(data)
@@ -89,13 +98,20 @@ CHANGES: dict[str, Fields] = {
     "no momentum, ten times the rate": {"momentum": 0.0, "lr": 1e-2},
     "first steps no larger": {"optimizer": "rmsprop-primed"},
     "warm-up of an epoch": {"warmup": STEPS},
+    "no weight decay": {"weight_decay": 0.0},
     "AdamW": {"optimizer": "adamw"},
     "AdamW, ten times the rate": {"optimizer": "adamw", "lr": 1e-2},
     "AdamW, the authors' decay": {"optimizer": "adamw-tfa"},
     "alpha 0.9, as in Keras": {"optimizer": "rmsprop-keras"},
     "alpha 0.9, no momentum": KERAS,
 }
+# the network as printed, and CN alone slowed down
+OWN: dict[str, Fields] = {
+    "CN's own rate a tenth": {"options": {"own_rate": 0.1}},
+    "CN held at the identity": {"options": {"own_rate": 0.0}},
+}
 SIGMA = tuple({**THIRD_OF_100, **change} for change in CHANGES.values())
+OWN_RATES = tuple({**THIRD_OF_100, **change} for change in OWN.values())
 STARTS = tuple({**THIRD_OF_100, **start} for start in ({"start": "glorot"}, {"options": {"first_batch": True}}))
 EXPERIMENT = Experiment(
     name="causes",
@@ -107,7 +123,7 @@ EXPERIMENT = Experiment(
     published={**PUBLISHED, "task": "probe"},
     profiles=PROFILES,
     sweeps={
-        "sigma": (Grid(("cn",), SIGMA), Grid(("bn",), SIGMA)),
+        "sigma": (Grid(("cn",), SIGMA + OWN_RATES), Grid(("bn",), SIGMA)),
         "start": (Grid(("cn",), STARTS),),
         "scale": (Grid(("bn-scaled", "mn", "mn-em", "mn-random"), (THIRD_OF_100,)),),
         "without-ids": (Grid(("cn", "cn-channels"), on(CIFAR[::-1], ({},))),),

@@ -69,7 +69,7 @@ class Pairs(Trainer):
     def parameters(self) -> Any:
         own, factor = [*first_layer(self.model, self.config).parameters()], self.options["cn_lr"]
         others = [p for p in self.model.parameters() if all(p is not q for q in own)]
-        group = {"params": own, "weight_decay": 0.0, "factor": factor, "lr": factor * self.config.lr}
+        group = {"params": own, "weight_decay": 0.0, "factor": factor}
         return [{"params": others}, *([group] if own else [])]
 
     def setup(self, data: ImageData) -> None:

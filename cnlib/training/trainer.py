@@ -80,6 +80,7 @@ class Trainer:
         self.average = AveragedModel(self.model, multi_avg_fn=average) if config.average else None
         self.compiled = distributed.parallel(torch.compile(self.model) if config.compile else self.model)
         self.optimizer = OPTIMIZERS[config.optimizer](self.parameters(), config)
+        set_rate(self.optimizer, config.lr)  # groups with a factor have their own
         self.setup(data)
         if count := self.options.get("from_data"):
             start_from_images(self, count)
@@ -98,7 +99,8 @@ class Trainer:
         return build_contexts(self.config, data, self.device, soft)
 
     def parameters(self) -> Iterable[Any]:
-        """What the optimizer gets: all parameters, or groups of them, {"params": [...], "weight_decay": 0.0}."""
+        """What the optimizer gets: all parameters, or groups of them, {"params": [...], "weight_decay": 0.0}; the rate of
+        a group is multiplied by its "factor", if it has one."""
         return self.model.parameters()
 
     def setup(self, data: ImageData) -> None:

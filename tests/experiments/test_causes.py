@@ -9,7 +9,7 @@ import torch
 
 from cnlib import results
 from cnlib.experiments import EXPERIMENTS
-from cnlib.experiments.causes import CHANGES, Probe
+from cnlib.experiments.causes import CHANGES, OWN, Probe
 from cnlib.sweeps import sweep
 from cnlib.training import train
 from cnlib.training.build import OPTIMIZERS
@@ -82,6 +82,23 @@ def test_final_readings_of_mn_are_those_of_its_layer():
     assert "largest_responsibility" not in train(CAUSES.config("bn", 0, "smoke"), progress=False).final
 
 
+def test_the_layers_own_rate_is_its_own_alone():
+    """After one step of RMSprop, whose length is ten times the rate whatever the gradient."""
+    moved = {}
+    for share in (1.0, 0.1, 0.0):
+        trainer = probe("cn", options={"own_rate": share}, train_size=64, weight_decay=0.0)
+        before = copy.deepcopy(trainer.model.state_dict())
+        trainer.run_epoch()
+        after = trainer.model.state_dict()
+        moved[share] = {name: after[name] - before[name] for name, _ in trainer.model.named_parameters()}
+    own = {name for name in moved[1.0] if "encoder" in name}
+    assert own and all(moved[1.0][name].abs().max() > 0 for name in own)
+    for name, step in moved[1.0].items():
+        shares = (0.1, 0.0) if name in own else (1.0, 1.0)
+        for share, expected in zip((0.1, 0.0), shares, strict=True):
+            torch.testing.assert_close(moved[share][name], expected * step, rtol=1e-3, atol=1e-7)
+
+
 @pytest.mark.parametrize(
     "name, momentum, first, second",
     [("rmsprop", 0.0, 10.0, 7.1), ("rmsprop-keras", 0.0, 10**0.5, 2.3), ("rmsprop-primed", 0.0, 1.0, 1.0)],
@@ -119,7 +136,7 @@ def test_a_primed_optimizer_is_saved_and_loaded_as_torchs():
 
 def test_changes_differ_from_the_published_setting_in_what_they_say():
     plain = CAUSES.config("cn", profile="reduced", setting={"dataset": "cifar100"}).to_dict()
-    for change in CHANGES.values():
+    for change in (CHANGES | OWN).values():
         config = CAUSES.config("cn", profile="reduced", setting={"dataset": "cifar100", **change}).to_dict()
         assert {key for key in config if config[key] != plain[key]} == set(change)
 
