@@ -5,7 +5,8 @@
 The network, data and sizes are those of `convnet`; chapter 9b reads the runs. Nothing here is printed in a paper.
 
 sigma        CN, and BN beside it, under optimizers that differ in one thing: momentum, the size of the first steps, the
-             size of all steps, the decay; and CN whose own parameters alone take shorter steps, or none
+             size of all steps, the decay; CN whose own parameters alone take shorter steps, or none; and weights in
+             front of the layer that cannot grow
 start        CN from the authors' random start, and from the moments of a first batch
 scale        MN and its controls, and BN whose output has MN's scale
 without-ids  CN read with wrong ids, and without any
@@ -20,7 +21,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from cnlib.data import ImageData
 from cnlib.experiments.convnet import CIFAR, KERAS, METHODS, PROFILES, PUBLISHED, K, on
@@ -36,10 +37,11 @@ class Probe(Trainer):
     """Classification with one cause changed, and readings that tell what a layer does.
 
     first_batch: context norm starts from the moments of a first batch. gain: a constant by which the layer's output is
-    multiplied. own_rate: the rate of the layer's own parameters, as a share of the others'; 0 leaves them where they are.
+    multiplied. own_rate: the rate of the layer's own parameters, as a share of the others'; 0 holds them still.
+    held_length: the weights in front of the layer are brought back to their first length after every step.
     """
 
-    OPTIONS = {"first_batch": False, "gain": 1.0, "own_rate": 1.0}
+    OPTIONS = {"first_batch": False, "gain": 1.0, "own_rate": 1.0, "held_length": False}
 
     def parameters(self) -> Iterable[Any]:
         if (share := self.options["own_rate"]) == 1:
@@ -55,6 +57,11 @@ class Probe(Trainer):
         if self.options["first_batch"]:
             x, batch = first_inputs(self)
             start_from(self, x, batch.ids)
+        if self.options["held_length"]:
+            (place,) = self.config.placement
+            if not isinstance(before := getattr(self.model, place, None), nn.Conv2d):
+                raise ValueError(f"held_length: expected a layer behind a convolution, got one at {place!r}")
+            self.before, self.length = before.weight, before.weight.detach().norm()
         if gain != 1:
             layer.register_forward_hook(lambda _, inputs, output: output * gain)
         if isinstance(layer, ContextNorm):
@@ -62,6 +69,12 @@ class Probe(Trainer):
             self.tests["test_average"] = replace(truth, inference="average")
             # the ids of other images: those of the next one in the batch
             self.tests["test_wrong"] = replace(truth, contexts=lambda ids: ids.roll(1))
+
+    def update(self, loss: Tensor) -> None:
+        super().update(loss)
+        if self.options["held_length"]:
+            with torch.no_grad():
+                self.before.mul_(self.length / self.before.norm())
 
     def conclude(self) -> dict[str, Any]:
         """The usual readings; of MN also how far its responsibilities are from 0 and 1 and the second moment of what it
@@ -105,13 +118,14 @@ CHANGES: dict[str, Fields] = {
     "alpha 0.9, as in Keras": {"optimizer": "rmsprop-keras"},
     "alpha 0.9, no momentum": KERAS,
 }
-# the network as printed, and CN alone slowed down
+# the optimizer as printed: CN alone slowed down, and the weights in front of it kept from growing
 OWN: dict[str, Fields] = {
     "CN's own rate a tenth": {"options": {"own_rate": 0.1}},
     "CN held at the identity": {"options": {"own_rate": 0.0}},
+    "length of conv3 held": {"options": {"held_length": True}},
 }
 SIGMA = tuple({**THIRD_OF_100, **change} for change in CHANGES.values())
-OWN_RATES = tuple({**THIRD_OF_100, **change} for change in OWN.values())
+HELD = tuple({**THIRD_OF_100, **change} for change in OWN.values())
 STARTS = tuple({**THIRD_OF_100, **start} for start in ({"start": "glorot"}, {"options": {"first_batch": True}}))
 EXPERIMENT = Experiment(
     name="causes",
@@ -123,7 +137,7 @@ EXPERIMENT = Experiment(
     published={**PUBLISHED, "task": "probe"},
     profiles=PROFILES,
     sweeps={
-        "sigma": (Grid(("cn",), SIGMA + OWN_RATES), Grid(("bn",), SIGMA)),
+        "sigma": (Grid(("cn",), SIGMA + HELD), Grid(("bn",), (*SIGMA, HELD[-1]))),
         "start": (Grid(("cn",), STARTS),),
         "scale": (Grid(("bn-scaled", "mn", "mn-em", "mn-random"), (THIRD_OF_100,)),),
         "without-ids": (Grid(("cn", "cn-channels"), on(CIFAR[::-1], ({},))),),

@@ -99,6 +99,17 @@ def test_the_layers_own_rate_is_its_own_alone():
             torch.testing.assert_close(moved[share][name], expected * step, rtol=1e-3, atol=1e-7)
 
 
+def test_the_weights_in_front_keep_their_length():
+    free, held = (probe("cn", options={"held_length": held}) for held in (False, True))
+    start = held.model.conv3.weight.norm().item()
+    for trainer in (free, held):
+        trainer.run_epoch()
+    assert held.model.conv3.weight.norm().item() == pytest.approx(start, rel=1e-5)
+    assert abs(free.model.conv3.weight.norm().item() / start - 1) > 0.1
+    with pytest.raises(ValueError, match="held_length: expected a layer behind a convolution, got one at 'input'"):
+        probe("cn-channels", options={"held_length": True})
+
+
 @pytest.mark.parametrize(
     "name, momentum, first, second",
     [("rmsprop", 0.0, 10.0, 7.1), ("rmsprop-keras", 0.0, 10**0.5, 2.3), ("rmsprop-primed", 0.0, 1.0, 1.0)],
