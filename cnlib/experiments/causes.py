@@ -7,6 +7,7 @@ The network, data and sizes are those of `convnet`; chapter 9b reads the runs. N
 sigma        CN, and BN beside it, under optimizers that differ in one thing: momentum, the size of the first steps, the
              size of all steps, the decay; CN whose own parameters alone take shorter steps, or none; and weights in
              front of the layer that cannot grow
+width        CN in the network of the published width, with and without weight decay
 start        CN from the authors' random start, and from the moments of a first batch
 scale        MN and its controls, and BN whose output has MN's scale
 without-ids  CN read with wrong ids, and without any
@@ -125,6 +126,8 @@ OWN: dict[str, Fields] = {
     "length of conv3 held": {"options": {"held_length": True}},
 }
 SIGMA = tuple({**THIRD_OF_100, **change} for change in CHANGES.values())
+# the published width, and nothing else of the published size
+WIDTH = tuple({**THIRD_OF_100, "width": 1.0, **change} for change in ({}, {"weight_decay": 0.0}))
 HELD = tuple({**THIRD_OF_100, **change} for change in OWN.values())
 STARTS = tuple({**THIRD_OF_100, **start} for start in ({"start": "glorot"}, {"options": {"first_batch": True}}))
 EXPERIMENT = Experiment(
@@ -138,6 +141,7 @@ EXPERIMENT = Experiment(
     profiles=PROFILES,
     sweeps={
         "sigma": (Grid(("cn",), SIGMA + HELD), Grid(("bn",), (*SIGMA, HELD[-1]))),
+        "width": (Grid(("cn",), WIDTH),),
         "start": (Grid(("cn",), STARTS),),
         "scale": (Grid(("bn-scaled", "mn", "mn-em", "mn-random"), (THIRD_OF_100,)),),
         "without-ids": (Grid(("cn", "cn-channels"), on(CIFAR[::-1], ({},))),),

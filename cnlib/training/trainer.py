@@ -99,8 +99,8 @@ class Trainer:
         return build_contexts(self.config, data, self.device, soft)
 
     def parameters(self) -> Iterable[Any]:
-        """What the optimizer gets: all parameters, or groups of them, {"params": [...], "weight_decay": 0.0}; a "factor"
-        multiplies the rate of its group."""
+        """What the optimizer gets: all parameters, or groups of them, {"params": [...], "weight_decay": 0.0}; its
+        "factor" multiplies the rate of a group."""
         return self.model.parameters()
 
     def setup(self, data: ImageData) -> None:
