@@ -126,8 +126,6 @@ OWN: dict[str, Fields] = {
     "length of conv3 held": {"options": {"held_length": True}},
 }
 SIGMA = tuple({**THIRD_OF_100, **change} for change in CHANGES.values())
-# the published width, and nothing else of the published size
-WIDTH = tuple({**THIRD_OF_100, "width": 1.0, **change} for change in ({}, {"weight_decay": 0.0}))
 HELD = tuple({**THIRD_OF_100, **change} for change in OWN.values())
 STARTS = tuple({**THIRD_OF_100, **start} for start in ({"start": "glorot"}, {"options": {"first_batch": True}}))
 EXPERIMENT = Experiment(
@@ -135,13 +133,15 @@ EXPERIMENT = Experiment(
     about="what makes CN slow in the third layer, what MN's scale does, and CN without ids",
     methods={
         **{name: METHODS[name] for name in ("bn", "mn", "mn-em", "mn-random", "cn", "cn-channels")},
+        # the published width, and nothing else of the published size
+        "cn-wide": {**METHODS["cn"], "width": 1.0},
         "bn-scaled": {"norm": "bn", "options": {"gain": math.sqrt(K)}},
     },
     published={**PUBLISHED, "task": "probe"},
     profiles=PROFILES,
     sweeps={
         "sigma": (Grid(("cn",), SIGMA + HELD), Grid(("bn",), (*SIGMA, HELD[-1]))),
-        "width": (Grid(("cn",), WIDTH),),
+        "width": (Grid(("cn-wide",), (THIRD_OF_100, {**THIRD_OF_100, "weight_decay": 0.0})),),
         "start": (Grid(("cn",), STARTS),),
         "scale": (Grid(("bn-scaled", "mn", "mn-em", "mn-random"), (THIRD_OF_100,)),),
         "without-ids": (Grid(("cn", "cn-channels"), on(CIFAR[::-1], ({},))),),
