@@ -39,7 +39,7 @@ class Probe(Trainer):
 
     first_batch: context norm starts from the moments of a first batch. gain: a constant by which the layer's output is
     multiplied. own_rate: the rate of the layer's own parameters, as a share of the others'; 0 holds them still.
-    held_length: the weights in front of the layer are brought back to their first length after every step.
+    held_length: after every step the weights of each channel in front of the layer get their first length back.
     """
 
     OPTIONS = {"first_batch": False, "gain": 1.0, "own_rate": 1.0, "held_length": False}
@@ -62,7 +62,7 @@ class Probe(Trainer):
             (place,) = self.config.placement
             if not isinstance(before := getattr(self.model, place, None), nn.Conv2d):
                 raise ValueError(f"held_length: expected a layer behind a convolution, got one at {place!r}")
-            self.before, self.length = before.weight, before.weight.detach().norm()
+            self.before, self.lengths = before.weight, lengths(before.weight).detach()
         if gain != 1:
             layer.register_forward_hook(lambda _, inputs, output: output * gain)
         if isinstance(layer, ContextNorm):
@@ -75,7 +75,7 @@ class Probe(Trainer):
         super().update(loss)
         if self.options["held_length"]:
             with torch.no_grad():
-                self.before.mul_(self.length / self.before.norm())
+                self.before.mul_(self.lengths / lengths(self.before))
 
     def conclude(self) -> dict[str, Any]:
         """The usual readings; of MN also how far its responsibilities are from 0 and 1 and the second moment of what it
@@ -101,6 +101,11 @@ class Probe(Trainer):
         return found | dict(zip(("largest_responsibility", "second_moment"), means, strict=True))
 
 
+def lengths(weight: Tensor) -> Tensor:
+    """Of the weights (C, ...) of each output channel, (C, 1, ...)."""
+    return weight.flatten(1).norm(dim=1).reshape(-1, *[1] * (weight.ndim - 1))
+
+
 TASKS["probe"] = Probe
 THIRD_OF_100: Fields = {"dataset": "cifar100"}
 STEPS = 40  # of an epoch of the reduced profile
@@ -123,7 +128,7 @@ CHANGES: dict[str, Fields] = {
 OWN: dict[str, Fields] = {
     "CN's own rate a tenth": {"options": {"own_rate": 0.1}},
     "CN held at the identity": {"options": {"own_rate": 0.0}},
-    "length of conv3 held": {"options": {"held_length": True}},
+    "lengths in conv3 held": {"options": {"held_length": True}},
 }
 SIGMA = tuple({**THIRD_OF_100, **change} for change in CHANGES.values())
 HELD = tuple({**THIRD_OF_100, **change} for change in OWN.values())
