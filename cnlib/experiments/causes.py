@@ -1,4 +1,4 @@
-"""Why does CN start slowly in the third layer, its sigma far below its input? Each supposed cause, taken away by itself.
+"""Why does CN start slowly in the third layer, sigma far below its input? Each supposed cause, taken away by itself.
 
     cnlib sweep sigma --profile reduced
 
