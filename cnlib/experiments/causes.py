@@ -66,6 +66,8 @@ class Probe(Trainer):
         if gain != 1:
             layer.register_forward_hook(lambda _, inputs, output: output * gain)
         if isinstance(layer, ContextNorm):
+            x = first_inputs(self)[0]
+            self.first = {"first_deviation": middle(x.transpose(0, 1).flatten(1).std(1)), "first_sigma": sigma(layer)}
             truth = self.tests["test"]
             self.tests["test_average"] = replace(truth, inference="average")
             # the ids of other images: those of the next one in the batch
@@ -79,8 +81,11 @@ class Probe(Trainer):
 
     def conclude(self) -> dict[str, Any]:
         """The usual readings; of MN also how far its responsibilities are from 0 and 1 and the second moment of what it
-        gives before its affine map, on the test images."""
+        gives before its affine map, on the test images; of CN its sigma and, before the first step, the deviation of
+        its input: geometric means."""
         found, layer = super().conclude(), first_layer(self.model, self.config)
+        if isinstance(layer, ContextNorm):
+            found |= {**self.first, "last_sigma": sigma(layer)}
         if not isinstance(layer, MixtureNorm):
             return found
         plain = copy.deepcopy(layer)
@@ -99,6 +104,16 @@ class Probe(Trainer):
             self.evaluate()
         means = [float(torch.stack(values).mean()) for values in (largest, second)]
         return found | dict(zip(("largest_responsibility", "second_moment"), means, strict=True))
+
+
+def middle(values: Tensor) -> float:
+    """Their geometric mean."""
+    return float(values.log().mean().exp())
+
+
+def sigma(layer: ContextNorm) -> float:
+    """Geometric mean over contexts and channels."""
+    return middle(layer.moments()[1].detach().sqrt())
 
 
 def lengths(weight: Tensor) -> Tensor:

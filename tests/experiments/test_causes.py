@@ -99,6 +99,18 @@ def test_the_layers_own_rate_is_its_own_alone():
             torch.testing.assert_close(moved[share][name], expected * step, rtol=1e-3, atol=1e-7)
 
 
+def test_sigma_and_its_input_are_read_before_the_first_step_and_sigma_at_the_end():
+    held, started = (
+        train(CAUSES.config("cn", 0, "smoke", options=options), progress=False).final
+        for options in ({"own_rate": 0.0}, {"first_batch": True})
+    )
+    assert held["first_sigma"] == held["last_sigma"] == pytest.approx(1)
+    assert started["first_deviation"] == held["first_deviation"] < 0.9
+    # the moments of three contexts, and the input's deviation over all of them
+    assert started["first_sigma"] == pytest.approx(held["first_deviation"], rel=0.2)
+    assert started["last_sigma"] != started["first_sigma"]
+
+
 def test_the_weights_in_front_keep_their_lengths():
     free, held = (probe("cn", options={"held_length": held}) for held in (False, True))
     start = lengths(held.model.conv3.weight).detach().clone()
