@@ -32,6 +32,7 @@ from cnlib.sweeps.experiment import Experiment, Fields, Grid
 from cnlib.training import TASKS, Trainer
 from cnlib.training.readings import first_layer
 from cnlib.training.starts import first_inputs, start_from
+from cnlib.training.trainer import grouped
 
 
 class Probe(Trainer):
@@ -47,10 +48,7 @@ class Probe(Trainer):
     def parameters(self) -> Iterable[Any]:
         if (share := self.options["own_rate"]) == 1:
             return super().parameters()
-        own = list(first_layer(self.model, self.config).parameters())
-        names = {id(p) for p in own}
-        others = [p for p in self.model.parameters() if id(p) not in names]
-        return [{"params": others}, {"params": own, "factor": share}]
+        return grouped(self.model, first_layer(self.model, self.config), factor=share)
 
     def setup(self, data: ImageData) -> None:
         super().setup(data)

@@ -18,7 +18,7 @@ from cnlib.training.build import check_two_domains
 from cnlib.training.config import Config
 from cnlib.training.metrics import auc
 from cnlib.training.readings import TestSet, first_layer, learned_moments, norm_on_image
-from cnlib.training.trainer import TASKS, Trainer
+from cnlib.training.trainer import TASKS, Trainer, grouped
 from cnlib.transfer import TRANSFERS, Moments, gain_and_offset, moments_of, readings, red_over_blue, swap
 
 DIRECTIONS = ((0, 1), (1, 0))  # of a swap: day to night, night to day
@@ -67,10 +67,8 @@ class Pairs(Trainer):
         super().__init__(config, split_by_class(data, options["held_out"], config.seed), device, state)
 
     def parameters(self) -> Any:
-        own, factor = [*first_layer(self.model, self.config).parameters()], self.options["cn_lr"]
-        others = [p for p in self.model.parameters() if all(p is not q for q in own)]
-        group = {"params": own, "weight_decay": 0.0, "factor": factor}
-        return [{"params": others}, *([group] if own else [])]
+        layer, factor = first_layer(self.model, self.config), self.options["cn_lr"]
+        return grouped(self.model, layer, weight_decay=0.0, factor=factor)
 
     def setup(self, data: ImageData) -> None:
         super().setup(data)

@@ -28,6 +28,13 @@ from cnlib.training.schedule import factor, set_rate
 from cnlib.training.starts import start_from_images
 
 
+def grouped(model: nn.Module, part: nn.Module, **group: Any) -> list[dict[str, Any]]:
+    """All parameters for the optimizer, those of a part of the model in a group of which `group` says what differs."""
+    own = list(part.parameters())
+    others = [p for p in model.parameters() if all(p is not q for q in own)]
+    return [{"params": others}, *([{"params": own, **group}] if own else [])]
+
+
 class Trainer:
     """Supervised classification. Another task is a subclass with a row in TASKS. It overrides what differs:
 
